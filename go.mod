@@ -1,0 +1,3 @@
+module github.com/sealane/sealane
+
+go 1.26
