@@ -2,6 +2,13 @@ module github.com/sealane/sealane
 
 go 1.26
 
-require github.com/segmentio/asm v1.2.1
+require (
+	github.com/rs/zerolog v1.35.1
+	github.com/segmentio/asm v1.2.1
+)
 
-require golang.org/x/sys v0.0.0-20220412211240-33da011f77ad // indirect
+require (
+	github.com/mattn/go-colorable v0.1.14 // indirect
+	github.com/mattn/go-isatty v0.0.20 // indirect
+	golang.org/x/sys v0.29.0 // indirect
+)
