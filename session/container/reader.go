@@ -48,6 +48,34 @@ func (r *Reader) Grow(n int) {
 // so far. It is valid until the next call.
 func (r *Reader) Buffered() []byte { return r.buf[r.pos:r.end] }
 
+// Take moves what Buffered would return, as far as it fits, to p.
+func (r *Reader) Take(p []byte) int {
+	n := copy(p, r.buf[r.pos:r.end])
+	r.pos += n
+	return n
+}
+
+// Peek returns the next byte of the stream and leaves it there.
+func (r *Reader) Peek() (byte, error) {
+	r.begin()
+	for r.pos == r.end {
+		if err := r.fill(); err != nil {
+			return 0, err
+		}
+	}
+	return r.buf[r.pos], nil
+}
+
+// Response reads a clear response and returns ErrRejected, or a Violation if
+// something else stands there.
+func (r *Reader) Response() error {
+	r.begin()
+	if err := r.literal(BadRequest, ""); err != nil {
+		return err
+	}
+	return ErrRejected
+}
+
 // Share reads one shared_key text into dst, which must have ShareLen bytes of
 // capacity. A clear response in its place is ErrRejected.
 func (r *Reader) Share(dst []byte) ([]byte, error) {

@@ -1,0 +1,312 @@
+package session
+
+import (
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// closeWait bounds both the writing of the close record and the first closer's
+// wait for the peer's (SPEC.md section 4).
+const closeWait = time.Second
+
+// A Conn is one end of a session: a net.Conn over which only sealed containers
+// travel. One goroutine may read while others write; Close and Abort may be
+// called at any time.
+//
+// Deadlines are those of the transport, and an operation that misses one ends
+// the session: half a record cannot be taken back.
+type Conn struct {
+	transport *counter
+	info      info
+	tx        transmitter
+	rx        receiver
+
+	closing atomic.Bool // Close was called: Read ends without a verdict
+	failed  sync.Once
+	err     atomic.Pointer[error] // the first fatal error
+	done    chan struct{}         // closed with it
+	flusher chan struct{}         // closed when the flusher has ended; nil if it never ran
+}
+
+// info is what the handshake agreed on.
+type info struct {
+	peer      PublicKey
+	cipher    string
+	transform string
+	padding   int
+	rtt       time.Duration
+}
+
+// Stats are counts since the session began.
+type Stats struct {
+	RecordsIn, RecordsOut uint64 // data records
+	BytesIn, BytesOut     uint64 // their plaintext, padding not counted
+	WireIn, WireOut       uint64 // bytes of the transport, handshake included
+	RekeysIn, RekeysOut   uint64
+}
+
+// counter counts the bytes of a transport.
+type counter struct {
+	net.Conn
+	in, out atomic.Uint64
+}
+
+func (c *counter) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	c.in.Add(uint64(n))
+	return n, err
+}
+
+func (c *counter) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	c.out.Add(uint64(n))
+	return n, err
+}
+
+// A receiver is the reading half. Its mutex makes concurrent Reads legal.
+type receiver struct {
+	mu      sync.Mutex
+	open    opener
+	body    []byte // opened and not yet read, inside the decoder's buffer
+	records atomic.Uint64
+	bytes   atomic.Uint64
+	rekeys  atomic.Uint64
+}
+
+// conclude makes the Conn that the handshake agreed on and erases its secrets.
+func (h *handshake) conclude() *Conn {
+	c := &Conn{
+		transport: h.conn,
+		info:      info{h.peer, h.choice.Cipher, h.choice.Transform, h.choice.Padding, h.rtt},
+		done:      make(chan struct{}),
+	}
+	c.tx.init()
+	out, in := &c.tx.seal, &c.rx.open
+	sendSecret, receiveSecret := &h.k1, &h.k2
+	if !h.initiator {
+		sendSecret, receiveSecret = receiveSecret, sendSecret
+	}
+	if log := h.cfg.keyLog; log != nil {
+		out.keys.log = func(n int, key []byte) { log(h.initiator, n, key) }
+		in.keys.log = func(n int, key []byte) { log(!h.initiator, n, key) }
+	}
+	// The cipher is one of two whose keys have 32 bytes: neither init fails.
+	if err := errors.Join(out.keys.init(c.info.cipher, sendSecret), in.keys.init(c.info.cipher, receiveSecret)); err != nil {
+		panic("session: " + err.Error())
+	}
+	out.padding, in.padding = c.info.padding, c.info.padding
+	out.limit = h.cfg.rekeyRecords
+	if out.limit == 0 {
+		out.limit = maxRecords
+	}
+	out.enc = newEncoder(c.info.transform)
+	in.dec = newDecoder(c.info.transform, h.texts, h.conn, h.initiator)
+	h.erase()
+	return c
+}
+
+// start lets data flow.
+func (c *Conn) start() {
+	c.flusher = make(chan struct{})
+	go c.flushLoop()
+}
+
+// readVerdict reads the responder's record 0.
+func (c *Conn) readVerdict() error {
+	typ, body, err := c.rx.open.next()
+	if err != nil {
+		return streamError(err)
+	}
+	if typ != typeControl || c.rx.open.keys.generation > 0 {
+		return violation(RuleControl, "the responder's first record is not its verdict")
+	}
+	switch string(body) {
+	case controlOK:
+		return nil
+	case controlNotFound:
+		return ErrNotFound
+	}
+	return violation(RuleControl, "a control record with another body")
+}
+
+// sayNotFound tells an initiator that its key is not known here and waits
+// until it has had time to read that. Errors do not matter: it is over.
+func (c *Conn) sayNotFound() {
+	c.transport.SetDeadline(time.Now().Add(notFoundLinger))
+	err := c.writeNow(func(dst []byte) ([]byte, error) {
+		dst, err := c.tx.seal.short(dst, typeControl, controlNotFound)
+		if err != nil {
+			return dst, err
+		}
+		return c.tx.seal.short(dst, typeClose, "")
+	})
+	if err == nil {
+		linger(c.transport.Conn)
+	}
+}
+
+// Read reads what the peer wrote. See the package comment for its errors.
+func (c *Conn) Read(p []byte) (int, error) {
+	c.rx.mu.Lock()
+	defer c.rx.mu.Unlock()
+	if len(p) == 0 {
+		return 0, c.Err()
+	}
+	for len(c.rx.body) == 0 {
+		if err := c.Err(); err != nil {
+			return 0, err
+		}
+		if c.closing.Load() {
+			return 0, net.ErrClosed
+		}
+		if err := c.nextData(); err != nil {
+			if c.closing.Load() {
+				return 0, net.ErrClosed // Close unblocked this Read
+			}
+			c.rx.open.keys.erase()
+			return 0, c.fail(err)
+		}
+	}
+	n := copy(p, c.rx.body)
+	c.rx.body = c.rx.body[n:]
+	return n, nil
+}
+
+// nextData reads one record, which must be data or the end.
+func (c *Conn) nextData() error {
+	generation := c.rx.open.keys.generation
+	typ, body, err := c.rx.open.next()
+	c.rx.rekeys.Add(uint64(c.rx.open.keys.generation - generation))
+	if err != nil {
+		return streamError(err)
+	}
+	switch typ {
+	case typeData:
+		c.rx.body = body
+		c.rx.records.Add(1)
+		c.rx.bytes.Add(uint64(len(body)))
+		return nil
+	case typeClose:
+		if c.rx.open.dec.buffered() {
+			return violation(RuleClose, "bytes after the sealed close")
+		}
+		c.answerClose()
+		return io.EOF
+	}
+	return violation(RuleControl, "a control record after the first record")
+}
+
+// streamError turns an end of the transport into ErrTruncated: whatever ended,
+// it was not a sealed close.
+func streamError(err error) error {
+	if err == io.EOF || err == io.ErrUnexpectedEOF {
+		return ErrTruncated
+	}
+	return err
+}
+
+// fail ends the session with err unless it has ended already, and returns the
+// error it ended with.
+func (c *Conn) fail(err error) error {
+	c.failed.Do(func() {
+		c.err.Store(&err)
+		close(c.done)
+		c.transport.Close()
+		c.tx.stop(err)
+		if c.flusher == nil {
+			c.tx.seal.keys.erase()
+		}
+		if c.rx.mu.TryLock() { // else the reader erases
+			c.rx.open.keys.erase()
+			c.rx.mu.Unlock()
+		}
+	})
+	return c.Err()
+}
+
+// Abort ends the session at once with err: no sealed close, so the peer sees
+// ErrTruncated. Blocked calls return err.
+func (c *Conn) Abort(err error) {
+	if err == nil {
+		err = net.ErrClosed
+	}
+	c.fail(err)
+}
+
+// Close sends what was written and the sealed close, for at most a second in
+// all, waits at most another for the peer's end, and closes the transport.
+// Blocked calls return at once with net.ErrClosed.
+func (c *Conn) Close() error {
+	c.closing.Store(true)
+	first := c.tx.shut()
+	if first {
+		c.transport.SetReadDeadline(time.Unix(1, 0)) // unblock Read
+		c.transport.SetWriteDeadline(time.Now().Add(closeWait))
+	}
+	<-c.flusher
+	if first && c.Err() == nil {
+		c.rx.mu.Lock()
+		c.transport.SetReadDeadline(time.Now().Add(closeWait))
+		io.Copy(io.Discard, c.transport.Conn)
+		c.rx.mu.Unlock()
+	}
+	if err := c.fail(net.ErrClosed); err != net.ErrClosed && err != io.EOF {
+		return err
+	}
+	return nil
+}
+
+// answerClose sends this side's close after the peer's, which waits for it.
+func (c *Conn) answerClose() {
+	if c.tx.shut() {
+		c.transport.SetWriteDeadline(time.Now().Add(closeWait))
+	}
+	<-c.flusher
+}
+
+// Err is nil while the session lives, then the error it ended with: io.EOF
+// after the peer's sealed close, net.ErrClosed after Close.
+func (c *Conn) Err() error {
+	if err := c.err.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// Done is closed when the session has ended.
+func (c *Conn) Done() <-chan struct{} { return c.done }
+
+// Peer is the peer's static key, as proved in the handshake.
+func (c *Conn) Peer() PublicKey { return c.info.peer }
+
+// Cipher, Transform and Padding are what the handshake chose.
+func (c *Conn) Cipher() string    { return c.info.cipher }
+func (c *Conn) Transform() string { return c.info.transform }
+func (c *Conn) Padding() int      { return c.info.padding }
+
+// RTT is the time from one handshake message to its answer.
+func (c *Conn) RTT() time.Duration { return c.info.rtt }
+
+// Stats returns the counts so far.
+func (c *Conn) Stats() Stats {
+	return Stats{
+		RecordsIn: c.rx.records.Load(), RecordsOut: c.tx.records.Load(),
+		BytesIn: c.rx.bytes.Load(), BytesOut: c.tx.bytes.Load(),
+		WireIn: c.transport.in.Load(), WireOut: c.transport.out.Load(),
+		RekeysIn: c.rx.rekeys.Load(), RekeysOut: c.tx.rekeys.Load(),
+	}
+}
+
+// LocalAddr and RemoteAddr are those of the transport.
+func (c *Conn) LocalAddr() net.Addr  { return c.transport.LocalAddr() }
+func (c *Conn) RemoteAddr() net.Addr { return c.transport.RemoteAddr() }
+
+func (c *Conn) SetDeadline(t time.Time) error      { return c.transport.SetDeadline(t) }
+func (c *Conn) SetReadDeadline(t time.Time) error  { return c.transport.SetReadDeadline(t) }
+func (c *Conn) SetWriteDeadline(t time.Time) error { return c.transport.SetWriteDeadline(t) }
+
+var _ net.Conn = (*Conn)(nil)

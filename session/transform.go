@@ -1,0 +1,326 @@
+package session
+
+import (
+	"bufio"
+	"bytes"
+	"compress/flate"
+	"encoding/binary"
+	"errors"
+	"io"
+
+	"github.com/sealane/sealane/session/container"
+)
+
+// readBuffer is the size of a link's read buffer in bytes: several of the
+// largest records per read call.
+const readBuffer = 256 << 10
+
+// An encoder puts sealed records on the wire in one of the transforms.
+type encoder interface {
+	append(dst []byte, iv *[container.IVLen]byte, payload []byte) []byte
+	// flush appends what append kept back. It ends every write.
+	flush(dst []byte) []byte
+}
+
+// A decoder takes them off the wire.
+type decoder interface {
+	// next gives the payload of one record, valid until the next call and
+	// free to be overwritten.
+	next(iv *[container.IVLen]byte) ([]byte, error)
+	// buffered reports whether bytes behind the last record have been read.
+	buffered() bool
+}
+
+func newEncoder(transform string) encoder {
+	switch transform {
+	case TransformPacked:
+		return packedEncoder{}
+	case TransformGzip:
+		return newGzipEncoder()
+	}
+	return jsonEncoder{}
+}
+
+// newDecoder continues where the handshake's reader stands. The initiator
+// (rejectable) may still find the clear response, untransformed, in the place
+// of the first record.
+func newDecoder(transform string, texts *container.Reader, src io.Reader, rejectable bool) decoder {
+	if transform == TransformJSON {
+		texts.Grow(readBuffer)
+		return &jsonDecoder{texts: texts, payload: make([]byte, container.MaxPayload), rejectable: rejectable}
+	}
+	var first *container.Reader
+	if rejectable {
+		first = texts
+	}
+	rest := &leftover{texts: texts, src: src}
+	if transform == TransformPacked {
+		return &packedDecoder{src: bufio.NewReaderSize(rest, readBuffer), first: first}
+	}
+	return newGzipDecoder(rest, first)
+}
+
+// leftover reads what the handshake's reader had read too much, then src.
+type leftover struct {
+	texts *container.Reader
+	src   io.Reader
+}
+
+func (l *leftover) Read(p []byte) (int, error) {
+	if l.texts != nil {
+		b := l.texts.Buffered()
+		if len(b) > 0 {
+			return l.texts.Take(p), nil
+		}
+		l.texts = nil
+	}
+	return l.src.Read(p)
+}
+
+// checkFirst refuses the clear response in the place of the first record. In
+// the transforms no record starts with '{'.
+func checkFirst(first *container.Reader) error {
+	c, err := first.Peek()
+	if err != nil || c != '{' {
+		return err
+	}
+	return first.Response()
+}
+
+// json: the wire is the texts.
+
+type jsonEncoder struct{}
+
+func (jsonEncoder) append(dst []byte, iv *[container.IVLen]byte, payload []byte) []byte {
+	return container.AppendSealed(dst, iv, payload)
+}
+
+func (jsonEncoder) flush(dst []byte) []byte { return dst }
+
+type jsonDecoder struct {
+	texts      *container.Reader
+	payload    []byte
+	rejectable bool
+}
+
+func (d *jsonDecoder) next(iv *[container.IVLen]byte) ([]byte, error) {
+	p, err := d.texts.Sealed(iv, d.payload, container.MinPayload, container.MaxPayload, d.rejectable)
+	d.rejectable = false
+	return p, err
+}
+
+func (d *jsonDecoder) buffered() bool { return len(d.texts.Buffered()) > 0 }
+
+// packed: payload length (4) | iv (12) | payload.
+
+const packedHeader = 4 + container.IVLen
+
+type packedEncoder struct{}
+
+func (packedEncoder) append(dst []byte, iv *[container.IVLen]byte, payload []byte) []byte {
+	dst = binary.BigEndian.AppendUint32(dst, uint32(len(payload)))
+	dst = append(dst, iv[:]...)
+	return append(dst, payload...)
+}
+
+func (packedEncoder) flush(dst []byte) []byte { return dst }
+
+type packedDecoder struct {
+	src   *bufio.Reader
+	first *container.Reader // not nil until the first record of the initiator
+	last  int               // bytes of the last record, still in the buffer
+}
+
+// next opens records where they lie in the read buffer.
+func (d *packedDecoder) next(iv *[container.IVLen]byte) ([]byte, error) {
+	if d.first != nil {
+		if err := checkFirst(d.first); err != nil {
+			return nil, err
+		}
+		d.first = nil
+	}
+	if _, err := d.src.Discard(d.last); err != nil {
+		return nil, err
+	}
+	d.last = 0
+	length, err := d.length()
+	if err != nil {
+		return nil, err
+	}
+	record, err := d.src.Peek(packedHeader + length)
+	if err != nil {
+		return nil, midRecord(err)
+	}
+	d.last = len(record)
+	copy(iv[:], record[4:])
+	return record[packedHeader:], nil
+}
+
+// length reads the length field byte by byte, so that a bad one is seen at its
+// first byte that cannot be right.
+func (d *packedDecoder) length() (int, error) {
+	for n := 1; n <= 4; n++ {
+		field, err := d.src.Peek(n)
+		if err != nil {
+			if n > 1 || len(field) > 0 {
+				err = midRecord(err)
+			}
+			return 0, err
+		}
+		var low, high [4]byte
+		copy(low[:], field)
+		copy(high[:], field)
+		for i := n; i < 4; i++ {
+			high[i] = 0xff
+		}
+		if binary.BigEndian.Uint32(low[:]) > container.MaxPayload || binary.BigEndian.Uint32(high[:]) < container.MinPayload {
+			return 0, violation(RulePackedLength, "a length outside its bounds")
+		}
+	}
+	field, _ := d.src.Peek(4)
+	return int(binary.BigEndian.Uint32(field)), nil
+}
+
+func (d *packedDecoder) buffered() bool { return d.src.Buffered() > d.last }
+
+// midRecord is the error for a stream that ends inside a record.
+func midRecord(err error) error {
+	if err == io.EOF {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// gzip: the texts, deflated, in one member that is never finished.
+
+// gzipHeader is the only legal header: deflate, no flags, no time, no extra
+// flags, no operating system.
+const gzipHeader = "\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
+
+type gzipEncoder struct {
+	out     bytes.Buffer
+	deflate *flate.Writer
+	text    []byte
+}
+
+func newGzipEncoder() *gzipEncoder {
+	e := &gzipEncoder{}
+	e.out.WriteString(gzipHeader)
+	e.deflate, _ = flate.NewWriter(&e.out, flate.BestSpeed) // the level is legal
+	return e
+}
+
+func (e *gzipEncoder) append(dst []byte, iv *[container.IVLen]byte, payload []byte) []byte {
+	e.text = container.AppendSealed(e.text[:0], iv, payload)
+	e.deflate.Write(e.text) // a bytes.Buffer takes everything
+	return dst
+}
+
+func (e *gzipEncoder) flush(dst []byte) []byte {
+	e.deflate.Flush()
+	dst = append(dst, e.out.Bytes()...)
+	e.out.Reset()
+	return dst
+}
+
+type gzipDecoder struct {
+	jsonDecoder
+	src   *gzipSource
+	first *container.Reader
+}
+
+func newGzipDecoder(src io.Reader, first *container.Reader) *gzipDecoder {
+	source := &gzipSource{src: bufio.NewReaderSize(src, 32<<10)}
+	source.inflate = flate.NewReader(&source.in)
+	source.in.gzipSource = source
+	texts := container.NewReader(source)
+	texts.Grow(readBuffer)
+	return &gzipDecoder{
+		jsonDecoder: jsonDecoder{texts: texts, payload: make([]byte, container.MaxPayload)},
+		src:         source,
+		first:       first,
+	}
+}
+
+func (d *gzipDecoder) next(iv *[container.IVLen]byte) ([]byte, error) {
+	if d.first != nil {
+		if err := checkFirst(d.first); err != nil {
+			return nil, err
+		}
+		d.first = nil
+	}
+	return d.jsonDecoder.next(iv)
+}
+
+func (d *gzipDecoder) buffered() bool { return d.jsonDecoder.buffered() || d.src.src.Buffered() > 0 }
+
+// A gzipSource inflates a member whose header it checks byte by byte.
+type gzipSource struct {
+	src     *bufio.Reader
+	in      deflated
+	inflate io.Reader
+	header  int   // bytes of the header seen
+	out     int64 // bytes inflated
+}
+
+// Slack and factor of gzip-ratio. Sealed texts are mostly base64 of random
+// bytes, which DEFLATE turns into at least 3/4 of its size, and at least 28
+// characters of each are that. So what is inflated is never more than 8 times
+// what came in, and never much less than it.
+const (
+	gzipFactor = 16
+	gzipSlack  = 64 << 10
+)
+
+func (g *gzipSource) Read(p []byte) (int, error) {
+	for g.header < len(gzipHeader) {
+		c, err := g.src.ReadByte()
+		if err != nil {
+			if g.header > 0 {
+				err = midRecord(err)
+			}
+			return 0, err
+		}
+		if c != gzipHeader[g.header] {
+			return 0, violation(RuleGzipHeader, "not the one gzip header")
+		}
+		g.header++
+	}
+	n, err := g.inflate.Read(p)
+	g.out += int64(n)
+	if g.out > gzipFactor*g.in.n+gzipSlack {
+		return 0, violation(RuleGzipRatio, "too much comes out of what went in")
+	}
+	var corrupt flate.CorruptInputError
+	switch {
+	case err == io.EOF:
+		return 0, violation(RuleGzipEnd, "the gzip member was finished")
+	case errors.As(err, &corrupt):
+		return 0, violation(RuleGzipData, "not a DEFLATE stream")
+	}
+	return n, err
+}
+
+// deflated counts what the inflater takes and stops it when it takes far more
+// than it gives: empty blocks without end.
+type deflated struct {
+	*gzipSource
+	n int64
+}
+
+func (d *deflated) ReadByte() (byte, error) {
+	if d.n > gzipFactor*d.out+gzipSlack {
+		return 0, violation(RuleGzipRatio, "too little comes out of what went in")
+	}
+	c, err := d.src.ReadByte()
+	if err == nil {
+		d.n++
+	}
+	return c, err
+}
+
+func (d *deflated) Read(p []byte) (int, error) {
+	n, err := d.src.Read(p)
+	d.n += int64(n)
+	return n, err
+}
