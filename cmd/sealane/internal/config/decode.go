@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 )
 
 // A decoder collects the errors of one config, so that all are reported.
@@ -91,6 +92,9 @@ func (d *decoder) text(n *node, name string) (string, bool) {
 		return "", false
 	case n.text == "":
 		d.fail(n.at, "%s is empty; write a value or remove the key", name)
+		return "", false
+	case strings.ContainsFunc(n.text, unicode.IsControl):
+		d.fail(n.at, "%s: %q has a line break or another control character in it; write one line", name, n.text)
 		return "", false
 	}
 	return n.text, true

@@ -8,6 +8,8 @@ import (
 	"os"
 	"slices"
 	"syscall"
+
+	"github.com/sealane/sealane/session"
 )
 
 // maxSecret bounds a key or password file.
@@ -97,4 +99,17 @@ func fileError(path string, err error) error {
 		err = pathError.Err
 	}
 	return fmt.Errorf("%s: %w%s", path, err, advice)
+}
+
+// ReadKey reads a node key under the rules for key files.
+func ReadKey(path string) (*session.PrivateKey, error) {
+	b, err := readFile(path, maxSecret, secret)
+	if err != nil {
+		return nil, err
+	}
+	key, err := session.ParsePrivateKey(b)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return key, nil
 }
