@@ -12,6 +12,8 @@ import (
 	"fmt"
 	"io"
 	"strings"
+
+	"github.com/sealane/sealane/k8s/redirect"
 )
 
 // commands is the table of subcommands, in the order of the help.
@@ -37,6 +39,10 @@ func commands() []*command {
 			summary: "print the public key of a key file",
 			details: "Prints the 43 characters that the peers list under keys.",
 			options: []option{{"identity", "", "print an SDMP identity container instead, with the key and its fingerprint"}},
+		},
+		{
+			name: "redirect", main: redirect.Main,
+			summary: "send an app's connections to the transparent listener",
 		},
 		{
 			name: "version", run: runVersion,

@@ -32,7 +32,7 @@ Options of up:
   --except-cidrs LIST      do not catch these destinations
   --except-uid LIST        do not catch these users' connections: the sidecar's user, by number or name (default 7423)
   --mark NUMBER            do not catch connections with this packet mark
-  --guard-inbound LIST     drop TCP that reaches these ports of this host from outside
+  --guard-inbound LIST     drop TCP connections from outside to these ports of this host
   --probe-sources LIST     let these addresses reach the guarded ports all the same
   --dry-run                print the rules as a script for nft and change nothing; needs no capability
 `
@@ -53,11 +53,11 @@ func Main(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprint(stdout, usage)
 		return exitOK
 	}
-	fmt.Fprintf(stderr, "sealane redirect: %v\n", err)
 	if errors.As(err, new(usageError)) {
-		fmt.Fprintln(stderr, "see: sealane redirect --help")
+		fmt.Fprintf(stderr, "sealane: %v; see \"sealane redirect --help\"\n", err)
 		return exitUsage
 	}
+	fmt.Fprintf(stderr, "sealane: redirect: %v\n", err)
 	return exitFailure
 }
 

@@ -236,6 +236,13 @@ func TestGuardInbound(t *testing.T) {
 	for _, own := range []string{"127.0.0.1", "[::1]", pod4, "[" + pod6 + "]"} {
 		wantAnswer(t, p.Host, as("dial", own+":5432"), "local")
 	}
+	// A guard over every port but one leaves the pod's own connections alone.
+	start(t, p.world, as("listen", "world", ":5432"))
+	p.redirect(t, "up", "--guard-inbound", "1-7422,7424-65535")
+	for _, world := range []string{world4, "[" + world6 + "]"} {
+		wantAnswer(t, p.Host, asUser(DefaultUID, as("dial", world+":5432")), "world")
+	}
+	wantAnswer(t, p.world, as("dial", pod4+":5433"), "i/o timeout")
 	if got := p.redirect(t, "show"); !regexp.MustCompile(`@guard_ports counter packets [1-9]\d* bytes \d+ drop`).MatchString(got) {
 		t.Errorf("the drops are not counted:\n%s", got)
 	}
@@ -312,7 +319,7 @@ func TestOpenConnectionsSurvive(t *testing.T) {
 	outbound := holdOpen(t, p.Host, world4+":5432")
 	p.redirect(t, "up")
 	redirected := holdOpen(t, p.Host, "["+world6+"]:5432")
-	p.redirect(t, "up", "--except-ports", "22")
+	p.redirect(t, "up", "--guard-inbound", "22")
 	for name, c := range map[string]*held{"inbound": inbound, "outbound": outbound, "redirected": redirected} {
 		c.send(t, "still here "+name)
 	}

@@ -96,11 +96,13 @@ func (rs *ruleset) addOutput(o Options) {
 }
 
 // addInput makes the chain that keeps plaintext from outside away from the app's ports. The sidecar reaches them
-// through loopback, as everything within a pod does.
+// through loopback, as everything within a pod does. Only what opens a connection is dropped: without that nothing is
+// ever delivered, and a guarded range may hold the local ports of the pod's own connections, whose answers must pass.
 func (rs *ruleset) addInput(o Options) {
 	c := rs.addChain("input", nftables.ChainTypeFilter, nftables.ChainHookInput, *nftables.ChainPriorityFilter)
 	accept := []expr.Any{&expr.Verdict{Kind: expr.VerdictReturn}}
 
+	c.add(tcp(), notOpening(), accept)
 	c.add(ifname(expr.MetaKeyIIFNAME, "lo"), accept)
 	probes4, probes6 := split(o.ProbeSources)
 	if len(probes4) > 0 {
