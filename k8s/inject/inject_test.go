@@ -262,3 +262,11 @@ func TestMainCommand(t *testing.T) {
 		t.Errorf("absent file: exit code %d", code)
 	}
 }
+
+func TestDefaultImage(t *testing.T) {
+	for version, want := range map[string]string{"v1.2.3": "sealane:v1.2.3", "v0.0.0-2026+dirty": "sealane:v0.0.0-2026-dirty", "é": "sealane:-"} {
+		if got := DefaultImage(version); got != want {
+			t.Errorf("DefaultImage(%q) = %q, want %q", version, got, want)
+		}
+	}
+}

@@ -6,11 +6,24 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 )
 
 // Options are what injection needs to know besides the object.
 type Options struct {
 	Image string // sidecar image of pods that name none
+}
+
+// DefaultImage is the sidecar image of a version of the program. A character of
+// the version that no image tag has becomes a dash.
+func DefaultImage(version string) string {
+	return "sealane:" + strings.Map(func(r rune) rune {
+		if r < utf8.RuneSelf && (unicode.IsLetter(r) || unicode.IsDigit(r)) || strings.ContainsRune("_.-", r) {
+			return r
+		}
+		return '-'
+	}, version)
 }
 
 // Result is what injection does to one object.
