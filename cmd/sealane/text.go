@@ -11,8 +11,10 @@ package main
 import (
 	"fmt"
 	"io"
+	"os"
 	"strings"
 
+	"github.com/sealane/sealane/k8s/inject"
 	"github.com/sealane/sealane/k8s/redirect"
 )
 
@@ -26,6 +28,12 @@ func commands() []*command {
 			details: "Reads the config and every file that it names, and prints each error with its line and\n" +
 				"column. Exits 78 if there is one. It touches no network.",
 			options: []option{config},
+		},
+		{
+			name: "inject", main: func(args []string, stdout, stderr io.Writer) int {
+				return inject.Main(inject.DefaultImage(versionName()), args, os.Stdin, stdout, stderr)
+			},
+			summary: "add sidecars to the workloads of a Kubernetes manifest",
 		},
 		{
 			name: "keygen", run: runKeygen,
