@@ -46,6 +46,19 @@ var templates = map[string][]string{
 	"batch/v1/CronJob":         {"spec", "jobTemplate", "spec", "template"},
 }
 
+// JSON gives what injection does to a Kubernetes object written in JSON.
+func JSON(text []byte, o Options) (Result, error) {
+	tree, err := decodeJSON(string(text))
+	if err != nil {
+		return Result{}, err
+	}
+	obj, ok := tree.(map[string]any)
+	if !ok {
+		return Result{}, fmt.Errorf("not a JSON object")
+	}
+	return Object(obj, o)
+}
+
 // Object gives what injection does to a Kubernetes object decoded from JSON or
 // YAML: to its pod template, or to those of a List's items. An object that
 // holds no pods is left alone.
