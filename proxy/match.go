@@ -212,6 +212,9 @@ func parseGlob(s string) (string, error) {
 // String returns the pattern as it was written.
 func (m Match) String() string { return m.text }
 
+// Ports returns the first and the last port that the pattern matches.
+func (m Match) Ports() (first, last uint16) { return m.lo, m.hi }
+
 // Matches reports whether the pattern matches d: d's name if it has one, else
 // its address.
 func (m Match) Matches(d Destination) bool {
