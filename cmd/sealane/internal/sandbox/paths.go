@@ -1,0 +1,143 @@
+package sandbox
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// A grant is a file or folder, with all that is beneath it, that the process
+// keeps. Landlock knows it by its inode, as info does: a file that takes the
+// place of another is another file.
+type grant struct {
+	path string
+	info fs.FileInfo
+}
+
+// grants is what the process keeps of one right.
+type grants []grant
+
+// add grants a path that exists, unless it is granted already.
+func (g *grants) add(path string) {
+	info, err := os.Stat(path)
+	if err != nil || g.cover(path) {
+		return
+	}
+	*g = append(*g, grant{path, info})
+}
+
+// cover says whether Landlock will let the process have the path: it, or a
+// folder above it once symbolic links are followed, was granted.
+func (g grants) cover(path string) bool {
+	path, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return false
+	}
+	path, err = filepath.Abs(path)
+	if err != nil {
+		return false
+	}
+	for {
+		info, err := os.Stat(path)
+		if err == nil && slices.ContainsFunc(g, func(have grant) bool { return os.SameFile(have.info, info) }) {
+			return true
+		}
+		if path == "/" {
+			return false
+		}
+		path = filepath.Dir(path)
+	}
+}
+
+func (g grants) String() string {
+	paths := make([]string, len(g))
+	for i := range g {
+		paths[i] = g[i].path
+	}
+	return strings.Join(paths, ", ")
+}
+
+// readable grants the files themselves and, so that they can be replaced, the
+// folders that hold them: a file is often changed by renaming a new one over
+// it, and a Kubernetes volume by changing a symbolic link to a new folder.
+// Folders that other programs keep their files in are not granted.
+func readable(files []string) grants {
+	var g grants
+	for _, file := range files {
+		target, err := filepath.EvalSymlinks(file)
+		if err != nil {
+			continue // it is not there, which its reader knows how to handle
+		}
+		for _, path := range []string{file, target} {
+			if dir := filepath.Dir(path); !shared(dir) {
+				g.add(dir)
+			}
+		}
+		g.add(target)
+	}
+	return g
+}
+
+// systemFiles tell the resolver where to ask, and the numbers of users and
+// groups. All are public.
+var systemFiles = []string{"/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/passwd", "/etc/group"}
+
+// sharedFolders hold the files of many programs, secrets among them. So does
+// every home.
+var sharedFolders = []string{
+	"/", "/bin", "/boot", "/dev", "/etc", "/etc/ssl/private", "/home", "/lib", "/media", "/mnt", "/opt", "/proc", "/root",
+	"/run", "/run/secrets", "/sbin", "/srv", "/sys", "/tmp", "/usr", "/usr/local/etc", "/var", "/var/lib", "/var/run", "/var/tmp",
+}
+
+func shared(dir string) bool {
+	dir, err := filepath.EvalSymlinks(dir)
+	if err == nil {
+		dir, err = filepath.Abs(dir)
+	}
+	if err != nil {
+		return true
+	}
+	home, err := os.UserHomeDir()
+	return slices.Contains(sharedFolders, dir) || filepath.Dir(dir) == "/home" || err == nil && dir == filepath.Clean(home)
+}
+
+// missing describes what a config needs beyond what was granted.
+func (s *Sandbox) missing(n Needs) []string {
+	var out []string
+	if !s.files {
+		return nil
+	}
+	for _, path := range n.Read {
+		if _, err := os.Stat(path); err == nil && !s.read.cover(path) {
+			out = append(out, "read "+path)
+		}
+	}
+	for _, dir := range n.Sockets {
+		if _, err := os.Stat(dir); err == nil && !s.sockets.cover(dir) {
+			out = append(out, "make a unix socket in "+dir)
+		}
+	}
+	if s.bind != nil {
+		out = append(out, missingPorts(s.bind, n.Bind, "listen on")...)
+	}
+	if s.connect != nil {
+		out = append(out, missingPorts(s.connect, n.Connect, "connect to")...)
+	}
+	if s.scoped && n.Abstract != "" {
+		out = append(out, "connect to a unix socket without a path ("+n.Abstract+")")
+	}
+	return out
+}
+
+func missingPorts(have *portSet, want []Ports, verb string) []string {
+	var out []string
+	for _, r := range want {
+		if !have.covers(r) {
+			out = append(out, fmt.Sprintf("%s TCP port %s (%s)", verb, r.span(), r.For))
+		}
+	}
+	return out
+}
