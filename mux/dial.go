@@ -1,0 +1,389 @@
+package mux
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/sealane/sealane/session"
+	"github.com/sealane/sealane/session/container"
+)
+
+// maxSpread is how many addresses of a peer get a link of their own, if its
+// Links does not say more.
+const maxSpread = 3
+
+// start starts the loops that keep up the links this node dials, those that
+// do not run yet.
+func (p *peer) start() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.cfg.Addresses) == 0 {
+		return
+	}
+	for i := range max(1, p.cfg.Links) {
+		p.startSlot(i)
+	}
+}
+
+func (p *peer) startSlot(i int) {
+	if p.slots[i] || p.ctx.Err() != nil {
+		return
+	}
+	p.slots[i] = true
+	p.mux.wg.Go(func() { p.keepUp(i) })
+}
+
+// wanted tells whether a slot still has a link to keep up.
+func (p *peer) wanted(slot int) (cfg Peer, ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	ok = p.ctx.Err() == nil && len(p.cfg.Addresses) > 0
+	if !ok {
+		delete(p.slots, slot)
+	}
+	return p.cfg, ok
+}
+
+func (p *peer) endSlot(slot int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.slots, slot)
+}
+
+// keepUp keeps one link up until the peer is removed. A spare slot, beyond the
+// number of links that the configuration asks for, ends when every address has
+// a link; slot 0 starts it again when that changes.
+func (p *peer) keepUp(slot int) {
+	t := p.mux.timing
+	again := backoff{min: t.backoffMin, max: t.backoffMax}
+	unknown := backoff{min: t.notFoundMin, max: t.notFoundMax}
+	for {
+		cfg, ok := p.wanted(slot)
+		if !ok {
+			return
+		}
+		spare := slot >= max(1, cfg.Links)
+		l, err := p.dialLink(cfg, spare)
+		switch {
+		case err == nil:
+			unknown.reset()
+			if !p.hold(l, slot) {
+				again.reset()
+			}
+		case spare:
+			p.endSlot(slot)
+			return
+		default:
+			p.logFailure(err)
+		}
+		wait := again.wait()
+		if errors.Is(err, session.ErrNotFound) {
+			wait = unknown.wait()
+		}
+		select {
+		case <-time.After(wait):
+		case <-p.ctx.Done():
+			p.endSlot(slot)
+			return
+		}
+	}
+}
+
+// hold waits until a link takes no more streams, and tells whether a
+// violation ended it. Meanwhile, slot 0 looks for addresses without a link.
+func (p *peer) hold(l *link, slot int) (violated bool) {
+	var look <-chan time.Time
+	if slot == 0 {
+		p.spread()
+		ticker := time.NewTicker(p.mux.timing.lookAgain)
+		defer ticker.Stop()
+		look = ticker.C
+	}
+	for {
+		select {
+		case <-look:
+			p.spread()
+		case <-l.gone:
+			return false
+		case <-l.dead:
+			var v *container.Violation
+			return errors.As(l.cause(), &v)
+		}
+	}
+}
+
+// spread starts a slot for each further address of a peer that has several,
+// as a headless Service has.
+func (p *peer) spread() {
+	p.mu.Lock()
+	cfg := p.cfg
+	p.mu.Unlock()
+	ctx, cancel := context.WithTimeout(p.ctx, p.mux.config().DialTimeout)
+	defer cancel()
+	targets, err := p.resolve(ctx, cfg.Addresses)
+	if err != nil {
+		return
+	}
+	var v4, v6 int
+	for _, t := range targets {
+		if t.Addr().Is4() {
+			v4++
+		} else {
+			v6++
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	// A host with one address of each family is one host.
+	for i := range max(1, p.cfg.Links, min(max(v4, v6), maxSpread)) {
+		p.startSlot(i)
+	}
+}
+
+// logFailure logs why no link comes up, once for each reason.
+func (p *peer) logFailure(err error) {
+	if p.ctx.Err() != nil {
+		return
+	}
+	p.mu.Lock()
+	repeated := p.lastErr == err.Error()
+	p.lastErr = err.Error()
+	p.mu.Unlock()
+	if !repeated {
+		p.mux.log.Warn().Str("peer", p.name).Err(err).Msg("no link")
+	}
+}
+
+// resolve looks up the peer's addresses, anew each time.
+func (p *peer) resolve(ctx context.Context, addresses []string) ([]netip.AddrPort, error) {
+	var targets []netip.AddrPort
+	var failures []error
+	for _, a := range addresses {
+		found, err := p.resolveOne(ctx, a)
+		if err != nil {
+			failures = append(failures, err)
+		}
+		targets = append(targets, found...)
+	}
+	slices.SortFunc(targets, netip.AddrPort.Compare)
+	targets = slices.Compact(targets)
+	if len(targets) == 0 {
+		return nil, errors.Join(failures...)
+	}
+	return targets, nil
+}
+
+func (p *peer) resolveOne(ctx context.Context, address string) ([]netip.AddrPort, error) {
+	host, service, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, err
+	}
+	port, err := strconv.ParseUint(service, 10, 16)
+	if err != nil {
+		return nil, fmt.Errorf("port %q: %w", service, err)
+	}
+	addrs := make([]netip.Addr, 1)
+	if addrs[0], err = netip.ParseAddr(host); err != nil {
+		if addrs, err = p.mux.resolver(ctx, host); err != nil {
+			return nil, err
+		}
+	}
+	targets := make([]netip.AddrPort, len(addrs))
+	for i, a := range addrs {
+		targets[i] = netip.AddrPortFrom(a.Unmap(), uint16(port))
+	}
+	return targets, nil
+}
+
+// order puts the addresses with the fewest links first, of those the ones that
+// did not fail last, and mixes the rest. With spare, addresses that have a link
+// are left out.
+func (p *peer) order(targets []netip.AddrPort, spare bool) []netip.AddrPort {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	used := make(map[string]int)
+	for _, l := range p.links {
+		if l.dialed && l.usable() {
+			used[l.address]++
+		}
+	}
+	if spare {
+		targets = slices.DeleteFunc(targets, func(t netip.AddrPort) bool { return used[t.String()] > 0 })
+	}
+	rand.Shuffle(len(targets), func(i, j int) { targets[i], targets[j] = targets[j], targets[i] })
+	slices.SortStableFunc(targets, func(a, b netip.AddrPort) int {
+		if d := used[a.String()] - used[b.String()]; d != 0 {
+			return d
+		}
+		return p.failed[a.String()].Compare(p.failed[b.String()])
+	})
+	return targets
+}
+
+var errNoSpare = errors.New("every address has a link")
+
+// dialLink tries the peer's addresses until a link is up.
+func (p *peer) dialLink(cfg Peer, spare bool) (*link, error) {
+	limits := p.mux.config()
+	ctx, cancel := context.WithTimeout(p.ctx, limits.DialTimeout)
+	defer cancel()
+	targets, err := p.resolve(ctx, cfg.Addresses)
+	if err != nil {
+		p.mux.result(p.name, LinkUnreachable)
+		return nil, err
+	}
+	if targets = p.order(targets, spare); len(targets) == 0 {
+		return nil, errNoSpare
+	}
+	var verdict error
+	for len(targets) > 0 {
+		conn, target, err := p.connect(ctx, targets)
+		if err != nil {
+			p.mux.result(p.name, LinkUnreachable)
+			return nil, errors.Join(verdict, err)
+		}
+		l, err := p.shake(conn, target, cfg.Keys)
+		if err == nil {
+			return l, nil
+		}
+		p.mux.result(p.name, resultOf(err))
+		p.mux.violated(p.name, err)
+		verdict = fmt.Errorf("%s: %w", target, err)
+		p.markFailed(target.String())
+		targets = slices.DeleteFunc(targets, func(t netip.AddrPort) bool { return t == target })
+		if p.ctx.Err() != nil {
+			break
+		}
+	}
+	return nil, verdict
+}
+
+func (p *peer) markFailed(address string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.failed) > 1000 {
+		clear(p.failed) // a peer whose addresses change all the time
+	}
+	p.failed[address] = time.Now()
+}
+
+// connect tries the addresses in order, the next one when the one before has
+// failed or taken its time, and returns the first connection.
+func (p *peer) connect(ctx context.Context, targets []netip.AddrPort) (net.Conn, netip.AddrPort, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type attempt struct {
+		conn   net.Conn
+		target netip.AddrPort
+		err    error
+	}
+	results := make(chan attempt)
+	next, pending := 0, 0
+	var failures []error
+	stagger := time.NewTimer(0)
+	defer stagger.Stop()
+	for {
+		select {
+		case <-stagger.C:
+			t := targets[next]
+			next++
+			pending++
+			go func() {
+				conn, err := p.mux.dialer(ctx, "tcp", t.String())
+				select {
+				case results <- attempt{conn, t, err}:
+				case <-ctx.Done():
+					if err == nil {
+						conn.Close()
+					}
+				}
+			}()
+			if next < len(targets) {
+				stagger.Reset(p.mux.timing.stagger)
+			}
+		case a := <-results:
+			if a.err == nil {
+				return a.conn, a.target, nil
+			}
+			pending--
+			failures = append(failures, a.err)
+			p.markFailed(a.target.String())
+			if next < len(targets) {
+				stagger.Reset(0)
+			} else if pending == 0 {
+				return nil, netip.AddrPort{}, errors.Join(failures...)
+			}
+		case <-ctx.Done():
+			return nil, netip.AddrPort{}, fmt.Errorf("connecting: %w", context.Cause(ctx))
+		}
+	}
+}
+
+// shake runs the handshake, with each of the peer's keys while it is rejected:
+// the address may hold the current or the next one.
+func (p *peer) shake(conn net.Conn, target netip.AddrPort, keys []session.PublicKey) (*link, error) {
+	cfg := p.mux.config()
+	for i := 0; ; i++ {
+		ctx, cancel := context.WithTimeout(p.ctx, cfg.HandshakeTimeout)
+		tuneSocket(conn)
+		begun := time.Now()
+		sealed, err := session.Initiate(ctx, conn, keys[i], cfg.Session)
+		if err == nil {
+			cancel()
+			return p.shook(sealed, conn, target.String(), begun, true)
+		}
+		if i+1 == len(keys) || !errors.Is(err, session.ErrRejected) {
+			cancel()
+			return nil, err
+		}
+		conn, err = p.mux.dialer(ctx, "tcp", target.String())
+		cancel()
+		if err != nil {
+			return nil, err
+		}
+	}
+}
+
+// shook counts a handshake and makes a link of it.
+func (p *peer) shook(conn *session.Conn, raw net.Conn, address string, begun time.Time, dialed bool) (*link, error) {
+	if f := p.mux.hooks.Handshake; f != nil {
+		f(time.Since(begun))
+	}
+	l, err := p.up(conn, raw, dialed, address)
+	if err != nil {
+		return nil, err
+	}
+	p.mux.result(p.name, LinkOK)
+	return l, nil
+}
+
+// resultOf classifies a handshake's error.
+func resultOf(err error) LinkResult {
+	var v *container.Violation
+	var unknown *session.UnknownKeyError
+	switch {
+	case errors.As(err, &v):
+		return LinkViolation
+	case errors.As(err, &unknown):
+		return LinkUnknown
+	case errors.Is(err, session.ErrRejected):
+		return LinkRejected
+	case errors.Is(err, session.ErrNotFound):
+		return LinkNotFound
+	case errors.Is(err, errTooManyLinks), errors.Is(err, errHandshakes):
+		return LinkLimited
+	case errors.Is(err, context.DeadlineExceeded):
+		return LinkTimedOut
+	case errors.Is(err, io.EOF), errors.Is(err, session.ErrTruncated):
+		return LinkBroken
+	}
+	return LinkBroken
+}

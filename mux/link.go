@@ -1,0 +1,552 @@
+package mux
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/yamux"
+	"github.com/rs/zerolog"
+
+	"github.com/sealane/sealane/session"
+)
+
+var (
+	errDead  = errors.New("no sign of life from the peer")
+	errStuck = errors.New("writing to the link timed out")
+)
+
+// yamuxWriteTimeout only bounds what the watchdog should have ended long ago.
+// A stream that ran into it is in no known state, so it is fatal to the link.
+const yamuxWriteTimeout = 5 * time.Minute
+
+// A sealedConn is a *session.Conn, or a test's stand-in for one.
+type sealedConn interface {
+	transport
+	Err() error
+	Done() <-chan struct{}
+	Peer() session.PublicKey
+	Cipher() string
+	Transform() string
+	RTT() time.Duration
+	Stats() session.Stats
+	RemoteAddr() net.Addr
+}
+
+// A link is a session with a peer and the yamux connection in it.
+type link struct {
+	mux      *Mux
+	peer     *peer
+	peerName string
+	conn     sealedConn
+	raw      net.Conn // what conn runs over
+	guard    *guard
+	ys       *yamux.Session
+	dialed   bool
+	address  string
+	since    time.Time
+	lastRTT  atomic.Int64
+
+	requests chan *openRequest
+	gone     chan struct{} // closed when no more streams can be opened
+	retired  sync.Once     // closes gone
+	dead     chan struct{} // closed when the link has ended
+	done     chan struct{} // closed when its goroutines have, too
+
+	mu      sync.Mutex
+	err     error // why it ended
+	streams map[*Stream]struct{}
+	leaving bool // the streams that still come are refused
+	load    atomic.Int64
+}
+
+func newLink(p *peer, conn sealedConn, raw net.Conn, dialed bool, address string) (*link, error) {
+	l := &link{
+		mux: p.mux, peer: p, peerName: p.name, conn: conn, raw: raw,
+		dialed: dialed, address: address, since: time.Now(),
+		requests: make(chan *openRequest),
+		gone:     make(chan struct{}),
+		dead:     make(chan struct{}),
+		done:     make(chan struct{}),
+		streams:  make(map[*Stream]struct{}),
+	}
+	l.guard = newGuard(conn, dialed, p.mux.budget, guardHooks{goAway: l.retire})
+	l.guard.measured(conn.RTT())
+	l.lastRTT.Store(int64(conn.RTT()))
+	start := yamux.Server
+	if dialed {
+		start = yamux.Client
+	}
+	ys, err := start(l.guard, &yamux.Config{
+		AcceptBacklog:          yamuxBacklog,
+		KeepAliveInterval:      time.Hour, // off, but not allowed to be 0
+		ConnectionWriteTimeout: yamuxWriteTimeout,
+		MaxStreamWindowSize:    yamuxWindow,
+		Logger:                 yamuxLogger{&p.mux.log},
+	})
+	if err != nil {
+		conn.Abort(err)
+		return nil, fmt.Errorf("starting yamux: %w", err)
+	}
+	l.ys = ys
+	return l, nil
+}
+
+// run serves the link until it ends, and then ends its streams.
+func (l *link) run() {
+	var wg sync.WaitGroup
+	wg.Go(l.accept)
+	wg.Go(l.opener)
+	wg.Go(l.watch)
+	select {
+	case <-l.ys.CloseChan():
+	case <-l.conn.Done():
+	}
+	l.end(l.conn.Err())
+	l.ys.Close()
+	l.guard.end()
+	for _, s := range l.snapshot() {
+		s.linkEnded()
+	}
+	wg.Wait()
+	close(l.done)
+}
+
+// end records why the link ended, once.
+func (l *link) end(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.err != nil {
+		return
+	}
+	switch {
+	case err == io.EOF:
+		err = errPeerClosed
+	case err == nil:
+		err = errYamux
+	}
+	l.err = err
+	close(l.dead)
+}
+
+var (
+	errPeerClosed = errors.New("closed by the peer")
+	errYamux      = errors.New("yamux ended the link")
+)
+
+// fail ends the link at once.
+func (l *link) fail(err error) {
+	l.end(err)
+	l.conn.Abort(err)
+}
+
+// close ends the link with a sealed close.
+func (l *link) close(err error) {
+	l.end(err)
+	l.ys.Close()
+}
+
+// cause is why the link ended, nil while it lives.
+func (l *link) cause() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.err
+}
+
+// usable tells whether new streams may be opened.
+func (l *link) usable() bool {
+	select {
+	case <-l.gone:
+		return false
+	case <-l.dead:
+		return false
+	default:
+		return true
+	}
+}
+
+// retire takes the link out of those that new streams are opened on.
+func (l *link) retire() {
+	l.retired.Do(func() { close(l.gone) })
+}
+
+// leave makes the peer open no more streams here. Those on their way are
+// closed unanswered, which tells it to open them elsewhere.
+func (l *link) leave() {
+	go func() { // a congested link makes it wait
+		l.guard.goAway()
+		l.mu.Lock()
+		l.leaving = true
+		l.mu.Unlock()
+	}()
+}
+
+// add counts a stream; whoever calls it has room for one at the peer's limit.
+func (l *link) add(s *Stream) {
+	l.mu.Lock()
+	l.streams[s] = struct{}{}
+	l.mu.Unlock()
+	l.load.Add(1)
+}
+
+func (l *link) remove(s *Stream) {
+	l.mu.Lock()
+	_, ok := l.streams[s]
+	delete(l.streams, s)
+	l.mu.Unlock()
+	if ok {
+		l.load.Add(-1)
+		l.peer.releaseStream()
+	}
+}
+
+func (l *link) snapshot() []*Stream {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	list := make([]*Stream, 0, len(l.streams))
+	for s := range l.streams {
+		list = append(list, s)
+	}
+	return list
+}
+
+// An openRequest asks the opener for a stream. Whoever takes it from pending
+// decides whether the stream is used.
+type openRequest struct {
+	frame  []byte
+	result chan openResult
+	taken  atomic.Bool
+}
+
+type openResult struct {
+	stream *Stream
+	err    error
+}
+
+// opener opens the link's streams one after the other, so that their ids are
+// in order on the wire. Only a congested link makes it wait.
+func (l *link) opener() {
+	for {
+		select {
+		case r := <-l.requests:
+			s, err := l.openOne(r.frame)
+			if r.taken.CompareAndSwap(false, true) {
+				r.result <- openResult{s, err}
+			} else if s != nil {
+				s.abort(context.Canceled, true)
+			}
+		case <-l.dead:
+			return
+		}
+	}
+}
+
+func (l *link) openOne(frame []byte) (*Stream, error) {
+	ys, err := l.ys.OpenStream()
+	if err != nil {
+		// Dead, or out of ids after 2^31 streams.
+		l.retire()
+		l.peer.releaseStream()
+		return nil, fmt.Errorf("%w: %w", errGoAway, err)
+	}
+	s := newStream(l, ys, true)
+	l.add(s)
+	if s.flow = l.guard.attach(ys.StreamID(), s); s.flow == nil {
+		// The link died in between.
+		l.discard(s)
+		return nil, errGoAway
+	}
+	if err := s.writeFirst(frame); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// discard gives up a stream that never came to be.
+func (l *link) discard(s *Stream) {
+	s.ys.Close()
+	l.remove(s)
+}
+
+// open opens a stream and waits for its answer. The caller has counted it at
+// the peer's limit; if open fails that place is free again.
+func (l *link) open(ctx context.Context, o Open, frame []byte) (*Stream, error) {
+	s, err := l.request(ctx, frame)
+	if err != nil {
+		return nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { s.abort(context.Cause(ctx), true) })
+	body, err := s.readFirst()
+	if !stop() {
+		return nil, context.Cause(ctx)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errUnanswered, err)
+	}
+	status, text, err := parseOpened(body)
+	if err != nil {
+		return nil, s.violated(err)
+	}
+	if status != StatusOK {
+		err := &OpenError{Status: status, Text: text}
+		s.abort(err, false)
+		return nil, err
+	}
+	s.open = o
+	s.setReady()
+	return s, nil
+}
+
+var errUnanswered = errors.New("stream ended unanswered")
+
+// request has the opener open a stream.
+func (l *link) request(ctx context.Context, frame []byte) (*Stream, error) {
+	r := &openRequest{frame: frame, result: make(chan openResult, 1)}
+	select {
+	case l.guard.opens <- struct{}{}:
+	case <-ctx.Done():
+		l.peer.releaseStream()
+		return nil, context.Cause(ctx)
+	case <-l.dead:
+		l.peer.releaseStream()
+		return nil, errGoAway
+	}
+	select {
+	case l.requests <- r:
+	case <-ctx.Done():
+		l.guard.opened()
+		l.peer.releaseStream()
+		return nil, context.Cause(ctx)
+	case <-l.dead:
+		l.peer.releaseStream()
+		return nil, errGoAway
+	}
+	// From here on the opener counts the stream.
+	select {
+	case res := <-r.result:
+		return res.stream, res.err
+	case <-ctx.Done():
+		if r.taken.CompareAndSwap(false, true) {
+			return nil, context.Cause(ctx)
+		}
+		res := <-r.result
+		if res.stream != nil {
+			res.stream.abort(context.Cause(ctx), true)
+		}
+		return nil, context.Cause(ctx)
+	}
+}
+
+// writeFirst sends OPEN or OPENED.
+func (s *Stream) writeFirst(frame []byte) error {
+	s.writeMu.Lock()
+	defer s.writeMu.Unlock()
+	if err := s.writeState(); err != nil {
+		return err
+	}
+	if err := s.writeRaw(frame); err != nil {
+		return err
+	}
+	s.begun = true
+	return nil
+}
+
+// linkEnded aborts a stream whose link has ended, unless it can still be
+// complete: what it has yet to read may be all there, END included.
+func (s *Stream) linkEnded() {
+	s.mu.Lock()
+	half := s.endSent
+	s.mu.Unlock()
+	if !half {
+		s.abort(s.truncated(), false)
+	}
+}
+
+// accept takes in the peer's streams. It waits for nothing but the link: a
+// peer has fewer streams unacknowledged than yamux's backlog.
+func (l *link) accept() {
+	for {
+		ys, err := l.ys.AcceptStream()
+		if err != nil {
+			return
+		}
+		s := newStream(l, ys, false)
+		if s.flow = l.guard.attach(ys.StreamID(), s); s.flow == nil {
+			ys.Close() // reset already
+			continue
+		}
+		l.mu.Lock()
+		leaving := l.leaving
+		l.mu.Unlock()
+		if leaving {
+			ys.Close()
+			continue
+		}
+		if err := l.peer.acquireStream(); err != nil {
+			l.peer.holdStream()
+			l.add(s)
+			s.refuse(StatusOverloaded, err.Text)
+			continue
+		}
+		l.add(s)
+		go l.serve(s)
+	}
+}
+
+// serve reads a stream's OPEN and hands it to the handler.
+func (l *link) serve(s *Stream) {
+	s.SetReadDeadline(time.Now().Add(l.mux.timing.open))
+	body, err := s.readFirst()
+	if err != nil {
+		s.abort(err, false)
+		return
+	}
+	s.SetReadDeadline(time.Time{})
+	if s.open, err = parseOpen(body); err != nil {
+		s.violated(err)
+		return
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	s.mu.Lock()
+	s.cancel = cancel
+	s.mu.Unlock()
+	if s.Err() != nil {
+		cancel()
+		return
+	}
+	s.OnAbort(cancel)
+	s.setReady()
+	in := &Inbound{stream: s, ctx: ctx}
+	l.mux.handler(in)
+	if !in.answered.Load() {
+		in.Refuse(StatusUnreachable, "")
+	}
+}
+
+// An Inbound is a stream that a peer opened, whose OPEN was read. It must be
+// answered by Accept or Refuse.
+type Inbound struct {
+	stream   *Stream
+	ctx      context.Context
+	answered atomic.Bool
+}
+
+// Peer returns the name of the peer that opened the stream.
+func (in *Inbound) Peer() string { return in.stream.Peer() }
+
+// Open returns what the peer asked for.
+func (in *Inbound) Open() Open { return in.stream.open }
+
+// Context ends when the opener gives up, when the link dies, and when the
+// stream is over.
+func (in *Inbound) Context() context.Context { return in.ctx }
+
+var errAnswered = errors.New("stream already answered")
+
+// Accept answers that the target is connected.
+func (in *Inbound) Accept() (*Stream, error) {
+	if !in.answered.CompareAndSwap(false, true) {
+		return nil, errAnswered
+	}
+	if err := in.stream.writeFirst(appendOpened(nil, StatusOK, "")); err != nil {
+		return nil, err
+	}
+	return in.stream, nil
+}
+
+// Refuse answers why the stream leads nowhere. Of text, 256 printable
+// characters are sent.
+func (in *Inbound) Refuse(status Status, text string) error {
+	if !in.answered.CompareAndSwap(false, true) {
+		return errAnswered
+	}
+	return in.stream.refuse(status, text)
+}
+
+func (s *Stream) refuse(status Status, text string) error {
+	err := s.writeFirst(appendOpened(nil, status, text))
+	s.abort(&OpenError{Status: status, Text: text}, false)
+	return err
+}
+
+// watch pings the peer, which also measures the round trip, and ends a link
+// on which a ping is out and nothing moves: nothing arrives, and the peer
+// acknowledges nothing of what was sent. A link that is merely slow or loaded
+// always moves. Ticks are counted, not time, so that a process that was
+// stopped for a while does not take its own sleep for the peer's death.
+func (l *link) watch() {
+	ticker := time.NewTicker(l.mux.timing.tick)
+	defer ticker.Stop()
+	pong := make(chan time.Duration, 1)
+	pinging, quiet := false, 0
+	in, out := l.guard.bytesIn.Load(), l.acknowledged()
+	for tick := 0; ; tick++ {
+		if tick%pingTicks == 0 && !pinging {
+			pinging, quiet = true, 0
+			go func() {
+				if rtt, err := l.ys.Ping(); err == nil {
+					pong <- rtt
+				}
+			}()
+		}
+		if tick%sweepTicks == 0 {
+			l.guard.sweep(time.Now())
+		}
+		select {
+		case <-ticker.C:
+		case <-l.dead:
+			return
+		}
+		select {
+		case rtt := <-pong:
+			pinging = false
+			l.measured(rtt)
+		default:
+		}
+		nowIn, nowOut := l.guard.bytesIn.Load(), l.acknowledged()
+		if !pinging || nowIn != in || nowOut != out {
+			quiet = 0
+		} else if quiet++; quiet >= deadTicks {
+			l.fail(errDead)
+			return
+		}
+		in, out = nowIn, nowOut
+	}
+}
+
+const (
+	pingTicks  = 3
+	deadTicks  = 9
+	sweepTicks = 5
+)
+
+func (l *link) measured(rtt time.Duration) {
+	l.lastRTT.Store(int64(rtt))
+	l.guard.measured(rtt)
+	if f := l.mux.hooks.RTT; f != nil {
+		f(l.peerName, rtt)
+	}
+}
+
+// acknowledged counts what the peer's kernel has taken, or, where that is not
+// known, this one's.
+func (l *link) acknowledged() uint64 {
+	if n, ok := tcpAcked(l.raw); ok {
+		return n
+	}
+	return l.conn.Stats().WireOut
+}
+
+// yamuxLogger takes what yamux logs beside returning it as an error.
+type yamuxLogger struct{ log *zerolog.Logger }
+
+func (y yamuxLogger) Printf(format string, v ...any) { y.Print(fmt.Sprintf(format, v...)) }
+func (y yamuxLogger) Println(v ...any)               { y.Print(v...) }
+func (y yamuxLogger) Print(v ...any) {
+	y.log.Debug().Str("yamux", fmt.Sprint(v...)).Msg("yamux")
+}

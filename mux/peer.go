@@ -1,0 +1,262 @@
+package mux
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sealane/sealane/session"
+	"github.com/sealane/sealane/session/container"
+)
+
+// A peer has the links with one peer and keeps those up that this node dials.
+type peer struct {
+	mux     *Mux
+	name    string
+	ctx     context.Context // ends when the peer is removed
+	cancel  context.CancelFunc
+	streams atomic.Int64
+
+	mu      sync.Mutex
+	cfg     Peer
+	links   []*link
+	changed chan struct{} // closed and replaced when links change
+	everUp  bool
+	slots   map[int]bool         // which dialing loops run
+	failed  map[string]time.Time // addresses that failed last time
+	past    traffic              // of links that have ended
+	lastErr string               // logged last
+}
+
+func newPeer(m *Mux, name string) *peer {
+	ctx, cancel := context.WithCancel(m.ctx)
+	return &peer{
+		mux: m, name: name, ctx: ctx, cancel: cancel,
+		changed: make(chan struct{}), slots: make(map[int]bool), failed: make(map[string]time.Time),
+	}
+}
+
+// update takes a new configuration and ends the links of keys that went.
+func (p *peer) update(cfg Peer) {
+	p.mu.Lock()
+	p.cfg = cfg
+	var gone []*link
+	for _, l := range p.links {
+		if !slices.Contains(cfg.Keys, l.conn.Peer()) {
+			gone = append(gone, l)
+		}
+	}
+	p.mu.Unlock()
+	for _, l := range gone {
+		l.drop()
+	}
+}
+
+// removeAll ends the peer.
+func (p *peer) removeAll() {
+	p.cancel()
+	for _, l := range p.allLinks() {
+		l.drop()
+	}
+}
+
+// drop resets a link's streams and closes it: its peer is no longer one.
+func (l *link) drop() {
+	l.end(ErrPeerRemoved)
+	for _, s := range l.snapshot() {
+		s.abort(fmt.Errorf("%w: %w", ErrTruncated, ErrPeerRemoved), true)
+	}
+	l.mux.wg.Go(func() { l.ys.Close() })
+}
+
+func (p *peer) allLinks() []*link {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.links)
+}
+
+// acquireStream counts a stream, or tells which limit forbids it.
+func (p *peer) acquireStream() *OpenError {
+	m := p.mux
+	if m.budget.exceeded() {
+		m.refused(LimitMemory)
+		return &OpenError{Status: StatusOverloaded, Text: "out of memory for unread bytes"}
+	}
+	if p.streams.Add(1) > int64(m.config().StreamsPerPeer) {
+		p.streams.Add(-1)
+		m.refused(LimitStreams)
+		return &OpenError{Status: StatusOverloaded, Text: "too many streams"}
+	}
+	m.streams.Add(1)
+	return nil
+}
+
+// holdStream counts a stream over the limit, for as long as it takes to refuse it.
+func (p *peer) holdStream() {
+	p.streams.Add(1)
+	p.mux.streams.Add(1)
+}
+
+func (p *peer) releaseStream() {
+	p.streams.Add(-1)
+	p.mux.streams.Add(-1)
+	select {
+	case p.mux.streamGone <- struct{}{}:
+	default:
+	}
+}
+
+// pick waits for a link that takes streams, and returns the least loaded: of
+// those that this node dialed, or, if there are none, of all.
+func (p *peer) pick(ctx context.Context) (*link, error) {
+	for {
+		p.mu.Lock()
+		l := p.best()
+		changed := p.changed
+		p.mu.Unlock()
+		if l != nil {
+			return l, nil
+		}
+		select {
+		case <-changed:
+		case <-p.ctx.Done():
+			return nil, fmt.Errorf("%w %s: %w", ErrNoLink, p.name, ErrPeerRemoved)
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w %s: %w", ErrNoLink, p.name, context.Cause(ctx))
+		}
+	}
+}
+
+func (p *peer) best() (best *link) {
+	for _, l := range p.links {
+		switch {
+		case !l.usable():
+		case best == nil, l.dialed && !best.dialed:
+			best = l
+		case l.dialed == best.dialed && l.load.Load() < best.load.Load():
+			best = l
+		}
+	}
+	return best
+}
+
+func (p *peer) notify() {
+	close(p.changed)
+	p.changed = make(chan struct{})
+}
+
+var (
+	errTooManyLinks = errors.New("too many links")
+	errNotPeer      = errors.New("the key is no peer's any more")
+)
+
+// up makes a link of a session and runs it in the background.
+func (p *peer) up(conn *session.Conn, raw net.Conn, dialed bool, address string) (*link, error) {
+	m := p.mux
+	if m.links.Add(1) > int64(m.config().Links) {
+		m.links.Add(-1)
+		m.refused(LimitLinks)
+		conn.Abort(errTooManyLinks)
+		return nil, errTooManyLinks
+	}
+	l, err := newLink(p, conn, raw, dialed, address)
+	if err == nil {
+		err = p.register(l)
+	}
+	if err != nil {
+		m.links.Add(-1)
+		return nil, err
+	}
+	l.logUp()
+	if f := m.hooks.LinkUp; f != nil {
+		f(p.name)
+	}
+	return l, nil
+}
+
+// register adds a link to the peer and starts it, unless the peer or the key
+// has been removed during the handshake or the Mux was closed.
+func (p *peer) register(l *link) error {
+	m := p.mux
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed || m.byKey[l.conn.Peer()] != p {
+		l.end(errNotPeer)
+		go l.ys.Close()
+		return errNotPeer
+	}
+	if m.draining {
+		l.leave()
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.links = append(p.links, l)
+	p.everUp = true
+	p.lastErr = ""
+	delete(p.failed, l.address)
+	p.notify()
+	m.wg.Go(func() {
+		l.run()
+		p.down(l)
+	})
+	return nil
+}
+
+// down forgets a link that has ended.
+func (p *peer) down(l *link) {
+	m := p.mux
+	p.mu.Lock()
+	p.links = slices.DeleteFunc(p.links, func(other *link) bool { return other == l })
+	p.past.add(l.conn.Stats())
+	p.notify()
+	p.mu.Unlock()
+	m.links.Add(-1)
+	m.violated(p.name, l.cause())
+	l.logDown()
+	if f := m.hooks.LinkDown; f != nil {
+		f(p.name)
+	}
+}
+
+func (l *link) logUp() {
+	l.mux.log.Info().Str("peer", l.peerName).Str("address", l.address).Bool("dialed", l.dialed).
+		Str("transform", l.conn.Transform()).Str("cipher", l.conn.Cipher()).
+		Dur("rtt", l.conn.RTT()).Msg("link up")
+}
+
+func (l *link) logDown() {
+	cause := l.cause()
+	event, reason := l.mux.log.Info, cause.Error()
+	var v *container.Violation
+	if errors.As(cause, &v) {
+		event, reason = l.mux.log.Warn, v.Detail
+	}
+	e := event()
+	if v != nil {
+		e.Str("rule", string(v.Rule))
+	}
+	e.Str("peer", l.peerName).Str("address", l.address).Bool("dialed", l.dialed).
+		Dur("age", time.Since(l.since)).Str("reason", reason).Msg("link down")
+}
+
+// A backoff is the wait before the next attempt.
+type backoff struct {
+	min, max time.Duration
+	next     time.Duration
+}
+
+func (b *backoff) reset() { b.next = 0 }
+
+// wait returns the time to wait: half of it fixed, half at random.
+func (b *backoff) wait() time.Duration {
+	b.next = min(max(b.next, b.min), b.max)
+	d := b.next
+	b.next *= 2
+	return d/2 + rand.N(d/2+1)
+}
