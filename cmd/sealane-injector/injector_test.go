@@ -156,7 +156,7 @@ func TestRotationWithoutOutage(t *testing.T) {
 	}
 	seen := make(map[string]bool)
 	before := f.trusted()
-	step := overlap(6 * time.Hour) / 5
+	step := overlap(6*time.Hour) / 5
 	for i := range 5 * 6 * 60 / int(step.Minutes()) {
 		for r, k := range replicas {
 			if i > 3 && (i+r)%3 == 0 {
