@@ -270,3 +270,20 @@ func TestDefaultImage(t *testing.T) {
 		}
 	}
 }
+
+// The examples hold what injection would write there.
+func TestExamplesAreInjected(t *testing.T) {
+	for _, path := range []string{"postgres/db/statefulset.yaml", "postgres/shop/deployment.yaml", "job/job.yaml"} {
+		pod := podsOf(t, readFile(t, "../examples/"+path))[0]
+		volumes := pod["spec"].(map[string]any)["volumes"].([]any)
+		sources := volumes[len(volumes)-1].(map[string]any)["projected"].(map[string]any)["sources"].([]any)
+		pod["metadata"] = map[string]any{"annotations": map[string]any{
+			annConfig:   nameOf(sources[0].(map[string]any)["configMap"]),
+			annIdentity: nameOf(sources[1].(map[string]any)["secret"]),
+		}}
+		r, err := Object(pod, Options{Image: "sealane:dev"})
+		if err != nil || len(r.Patch) != 0 {
+			t.Errorf("%s: error %v, patch %v", path, err, r.Patch)
+		}
+	}
+}
