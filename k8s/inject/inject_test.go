@@ -255,7 +255,7 @@ func TestMainCommand(t *testing.T) {
 	if code != exitData || out != "" || !strings.Contains(errs, "document at line 40") {
 		t.Errorf("a bad document: exit code %d, output %q, standard error %q", code, out, errs)
 	}
-	if code, _, errs := run(""); code != exitUsage || !strings.Contains(errs, "Usage:") {
+	if code, _, errs := run(""); code != exitUsage || !strings.Contains(errs, "-f FILE") {
 		t.Errorf("no file: exit code %d, standard error %q", code, errs)
 	}
 	if code, _, _ := run("", "-f", "testdata/absent.yaml"); code != exitError {

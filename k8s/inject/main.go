@@ -36,26 +36,29 @@ Annotations of the pod template:
   sealane.dev/image                sidecar image
 
 Options:
+  -f FILE          manifest to read, - for standard input
+  --image IMAGE    sidecar image of pods that name none (default: that of this version)
 `
 
 // Main is the command sealane inject. image is the sidecar image that it
 // injects unless a pod or --image names another. It gives the exit code.
 func Main(image string, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	flags := flag.NewFlagSet("inject", flag.ContinueOnError)
-	flags.SetOutput(stderr)
-	file := flags.String("f", "", "manifest to read, - for standard input")
-	flags.StringVar(&image, "image", image, "sidecar image of pods that name none")
-	flags.Usage = func() {
-		fmt.Fprint(stderr, usage)
-		flags.PrintDefaults()
-	}
-	switch err := flags.Parse(args); {
+	flags.SetOutput(io.Discard)
+	file := flags.String("f", "", "")
+	flags.StringVar(&image, "image", image, "")
+	err := flags.Parse(args)
+	switch {
 	case errors.Is(err, flag.ErrHelp):
+		fmt.Fprint(stdout, usage)
 		return exitOK
-	case err != nil:
-		return exitUsage
-	case *file == "" || flags.NArg() > 0:
-		flags.Usage()
+	case err == nil && *file == "":
+		err = errors.New("no manifest named; say -f FILE")
+	case err == nil && flags.NArg() > 0:
+		err = fmt.Errorf("unexpected argument %q", flags.Arg(0))
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "sealane: %v; see \"sealane inject --help\"\n", err)
 		return exitUsage
 	}
 	text, err := read(*file, stdin)
