@@ -9,6 +9,7 @@ package main
 // terminal. A command that worked and has nothing to say says nothing.
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -30,6 +31,12 @@ func commands() []*command {
 			options: []option{config},
 		},
 		{
+			name: "completion", arguments: "bash|zsh|fish", run: runCompletion,
+			summary: "print a script that completes sealane's commands in a shell",
+			details: "In bash: source <(sealane completion bash). In zsh: source <(sealane completion zsh).\n" +
+				"In fish: sealane completion fish | source.",
+		},
+		{
 			name: "inject", main: func(args []string, stdout, stderr io.Writer) int {
 				return inject.Main(inject.DefaultImage(versionName()), args, os.Stdin, stdout, stderr)
 			},
@@ -49,7 +56,7 @@ func commands() []*command {
 			options: []option{{"identity", "", "print an SDMP identity container instead, with the key and its fingerprint"}},
 		},
 		{
-			name: "redirect", main: redirect.Main,
+			name: "redirect", arguments: "up|down|show", main: redirect.Main,
 			summary: "send an app's connections to the transparent listener",
 		},
 		{
@@ -96,6 +103,8 @@ func (o option) usage() string {
 	}
 	return strings.TrimSpace(dashes + o.name + " " + o.value)
 }
+
+var errNoShell = errors.New("name one shell: bash, zsh or fish")
 
 func errUnknownCommand(name string) error {
 	return fmt.Errorf("there is no command %q", name)
