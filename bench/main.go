@@ -1,12 +1,12 @@
 // Bench measures sealane side by side with plain TCP relays and with other
 // proxies, on loopback:
 //
-//	go run ./bench                                  # everything, about 20 minutes
+//	go run ./bench                                  # everything, about 25 minutes
 //	go run ./bench -rows up1,rr1 -rounds 7          # some rows; -list names rows and pairs
 //	go run ./bench -pairs plain,sealane-json        # some pairs
 //	go run ./bench -json out.json -svg out.svg      # for programs, and as a picture
 //	go run ./bench -config pairs.json               # with pairs of your own
-//	go run ./bench -short                           # a minute: does everything work?
+//	go run ./bench -short                           # half a minute: does everything of this project work?
 //
 // It builds sealane, starts a pair of proxies and a target for each measurement, loads them with its own client,
 // which checks every byte, and ends them. Rounds are interleaved (every row with pair A, pair B, ..., then again),
@@ -114,7 +114,7 @@ func parseOptions(args []string, stderr io.Writer) (options, error) {
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.SetOutput(stderr)
 	f.StringVar(&o.rows, "rows", "", "comma-separated rows (default all)")
-	f.StringVar(&o.pairs, "pairs", "", "comma-separated pairs (default all that are installed)")
+	f.StringVar(&o.pairs, "pairs", "", "comma-separated pairs (default all that are installed; in the short form this project's own)")
 	f.StringVar(&o.config, "config", "", "JSON `file` with further pairs")
 	f.StringVar(&o.sealane, "sealane", "", "sealane `binary` (default: build ./cmd/sealane)")
 	f.StringVar(&o.json, "json", "", "write the results to `file` as JSON")
@@ -207,7 +207,7 @@ func newBench(o options, dir string, stderr io.Writer) (*bench, []string, error)
 		set = shortSettings()
 	}
 	set.distance.flight = o.flight
-	chosen, missing, err := choosePairs(pairs, o.pairs)
+	chosen, missing, err := choosePairs(pairs, o.pairs, o.short)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -189,9 +189,9 @@ func readPairs(name string) ([]pairSpec, error) {
 	return file.Pairs, nil
 }
 
-// choosePairs returns the pairs that names lists, or, if it's empty, those that a full run measures.
-// A pair whose programs aren't installed is left out, and named in missing.
-func choosePairs(all []pairSpec, names string) (chosen []pairSpec, missing []string, err error) {
+// choosePairs returns the pairs that names lists. If it's empty: in the short form those that are this project's,
+// else all but sealane-gzip, which is slow by nature. A pair whose programs aren't installed is left out, and named in missing.
+func choosePairs(all []pairSpec, names string, short bool) (chosen []pairSpec, missing []string, err error) {
 	byName := make(map[string]pairSpec)
 	var wanted []string
 	for _, p := range all {
@@ -199,7 +199,7 @@ func choosePairs(all []pairSpec, names string) (chosen []pairSpec, missing []str
 			return nil, nil, fmt.Errorf("two pairs are named %q", p.Name)
 		}
 		byName[p.Name] = p
-		if p.Name != "sealane-gzip" { // slow by nature; measured on demand
+		if short && !p.foreign || !short && p.Name != "sealane-gzip" {
 			wanted = append(wanted, p.Name)
 		}
 	}

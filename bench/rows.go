@@ -134,11 +134,11 @@ func shortRows() []row {
 
 func heldRows(set settings) []row {
 	return []row{
-		{id: "idle", run: heldRow("idle", set.idle), held: set.idle, rounds: 2, timeout: 4 * time.Minute, metrics: []metric{
+		{id: "idle", run: heldRow("idle", set.idle, 16), held: set.idle, rounds: 2, timeout: 4 * time.Minute, metrics: []metric{
 			{"idle.each", fmt.Sprintf("memory of one of %d idle conns", set.idle), "KiB", absolute(atMost(12, 12))},
 			{"idle.all", fmt.Sprintf("memory with %d idle conns", set.idle), "MiB", nil},
 		}},
-		{id: "hold", run: heldRow("hold", set.hold), held: set.hold, rounds: 1, timeout: 4 * time.Minute, metrics: []metric{
+		{id: "hold", run: heldRow("hold", set.hold, 1), held: set.hold, rounds: 1, timeout: 4 * time.Minute, metrics: []metric{
 			{"hold.count", "idle conns held by one link", "conns",
 				absolute(atLeast(float64(set.hold), float64(set.hold)))},
 			{"hold.each", fmt.Sprintf("memory of one of %d idle conns", set.hold), "KiB", nil},

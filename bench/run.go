@@ -100,6 +100,9 @@ func (b *bench) measure(ctx context.Context, r row, p pairSpec) (s sample) {
 	s.others = max(0, (after-before).Seconds()/time.Since(start).Seconds()/float64(runtime.NumCPU()))
 	if s.err = errors.Join(s.err, st.complaints(), err1, err2); s.err != nil {
 		s.err = errors.Join(s.err, st.ended())
+		if cause := context.Cause(timed); cause != nil && !errors.Is(s.err, cause) {
+			s.err = errors.Join(cause, s.err)
+		}
 		s.values = nil
 	}
 	return s

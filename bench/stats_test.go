@@ -96,7 +96,7 @@ func TestTable(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		"45.0", "67% ~", "0.45", "0.30..0.60", ">= 0.5x", "unclear", "failed: xxx", "left out: spiped", "not quiet",
+		"45.0", "67% ~", "0.45", "0.30..0.60", ">= 0.5x", "unclear", "failed: xxx", "left out: spiped", "not quiet", "goals: 0 met, 0 missed, 1 unclear",
 	} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("no %q in\n%s", want, &b)
