@@ -27,7 +27,7 @@ const sources = 60
 // dial connects to the client-side proxy from the n-th source address. The
 // connection fails once ctx ends.
 func dial(ctx context.Context, addr string, n int) (*loadConn, error) {
-	d := net.Dialer{}
+	d := net.Dialer{Control: portByConnect}
 	if host, _, err := net.SplitHostPort(addr); err == nil && host == "127.0.0.1" {
 		d.LocalAddr = &net.TCPAddr{IP: net.IPv4(127, 0, 0, byte(2+n%sources))}
 	}

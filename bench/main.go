@@ -206,12 +206,16 @@ func newBench(o options, dir string, stderr io.Writer) (*bench, []string, error)
 	if o.short {
 		set = shortSettings()
 	}
+	all := allRows(set)
+	if o.short {
+		all = withoutGoals(all)
+	}
 	set.distance.flight = o.flight
 	chosen, missing, err := choosePairs(pairs, o.pairs, o.short)
 	if err != nil {
 		return nil, nil, err
 	}
-	rows, err := chooseRows(allRows(set), o.rows)
+	rows, err := chooseRows(all, o.rows)
 	if err != nil {
 		return nil, nil, err
 	}

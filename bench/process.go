@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -33,7 +34,7 @@ func start(dir string, args []string) (*process, error) {
 	}
 	defer log.Close() // the child has its own descriptor
 	cmd := exec.Command(args[0], args[1:]...)
-	cmd.Dir, cmd.Stdout, cmd.Stderr = dir, log, log
+	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = dir, environ(), log, log
 	cmd.SysProcAttr = ownGroup()
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
@@ -41,6 +42,11 @@ func start(dir string, args []string) (*process, error) {
 	p := &process{name: name, cmd: cmd, log: log.Name(), done: make(chan struct{})}
 	go p.reap()
 	return p, nil
+}
+
+// environ is this process's environment without what would override sealane's configs.
+func environ() []string {
+	return slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "SEALANE_") })
 }
 
 // reap waits for the end of the process, and ends with it what it may have started.
@@ -85,7 +91,7 @@ func (p *process) signal(sig syscall.Signal) {
 func (p *process) ended() error {
 	select {
 	case <-p.done:
-		return fmt.Errorf("%s has ended: %s: %s", p.name, p.cmd.ProcessState, p.lastWords())
+		return fmt.Errorf("%s has ended: %s", p.name, p.cmd.ProcessState)
 	default:
 		return nil
 	}
@@ -97,12 +103,7 @@ func (p *process) lastWords() string {
 	if err != nil {
 		return err.Error()
 	}
-	s := strings.TrimSpace(string(b))
-	s = strings.Join(strings.Fields(s[max(0, len(s)-400):]), " ")
-	if s == "" {
-		return "no output"
-	}
-	return s
+	return strings.Join(strings.Fields(string(b[max(0, len(b)-400):])), " ")
 }
 
 // output runs a command to its end and returns what it wrote to stdout.
@@ -110,7 +111,7 @@ func output(ctx context.Context, dir string, args []string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
-	cmd.Dir = dir
+	cmd.Dir, cmd.Env = dir, environ()
 	out, err := cmd.Output()
 	if err == nil {
 		return strings.TrimSpace(string(out)), nil

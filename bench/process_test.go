@@ -54,8 +54,11 @@ func TestOrphan(t *testing.T) {
 	p := shell(t, "sleep 1000 & echo last words; exit 3")
 	<-p.done
 	awaitGone(t, p)
-	if err := p.ended(); err == nil || !strings.Contains(err.Error(), "last words") || !strings.Contains(err.Error(), "exit status 3") {
+	if err := p.ended(); err == nil || !strings.Contains(err.Error(), "exit status 3") {
 		t.Errorf("got %v", err)
+	}
+	if got := p.lastWords(); got != "last words" {
+		t.Errorf("got %q", got)
 	}
 }
 

@@ -112,7 +112,7 @@ func (g *goal) text(bound float64) string {
 	if g.absolute {
 		unit = ""
 	}
-	return fmt.Sprintf("%s %.4g%s", sign, bound, unit)
+	return fmt.Sprintf("%s %v%s", sign, bound, unit)
 }
 
 // note says why a sample has no values.
@@ -124,6 +124,16 @@ func note(s sample) string {
 		return "failed: " + strings.ReplaceAll(s.err.Error(), "\n", "; ")
 	}
 	return ""
+}
+
+// withoutGoals takes the goals from the metrics: those of a full run say nothing about a short one.
+func withoutGoals(rows []row) []row {
+	for _, r := range rows {
+		for i := range r.metrics {
+			r.metrics[i].goal = nil
+		}
+	}
+	return rows
 }
 
 // report sums up a run. Errors of foreign pairs are only shown.

@@ -99,7 +99,7 @@ func (b *bench) measure(ctx context.Context, r row, p pairSpec) (s sample) {
 	after, err2 := b.unrelatedCPU(st)
 	s.others = max(0, (after-before).Seconds()/time.Since(start).Seconds()/float64(runtime.NumCPU()))
 	if s.err = errors.Join(s.err, st.complaints(), err1, err2); s.err != nil {
-		s.err = errors.Join(s.err, st.ended())
+		s.err = errors.Join(s.err, st.ended(), st.lastWords())
 		if cause := context.Cause(timed); cause != nil && !errors.Is(s.err, cause) {
 			s.err = errors.Join(cause, s.err)
 		}

@@ -142,11 +142,11 @@ func (s *stage) ready(ctx context.Context) error {
 			return nil
 		}
 		if ended := s.ended(); ended != nil {
-			return ended
+			return errors.Join(ended, s.lastWords())
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("not ready: %w", err)
+			return errors.Join(fmt.Errorf("not ready: %w", err), s.lastWords())
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
@@ -160,6 +160,17 @@ func (s *stage) ended() error {
 		}
 	}
 	return nil
+}
+
+// lastWords is what the proxies have printed, to explain a failure.
+func (s *stage) lastWords() error {
+	var all []error
+	for _, p := range s.proxies {
+		if words := p.lastWords(); words != "" {
+			all = append(all, fmt.Errorf("%s says: %s", p.name, words))
+		}
+	}
+	return errors.Join(all...)
 }
 
 // complaints is what the target found wrong.

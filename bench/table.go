@@ -84,12 +84,14 @@ func (r *report) legend() string {
 	b.WriteString("spread: distance of the quartiles (under 4 rounds: of the extremes), as a part of the median.\n")
 	b.WriteString("x plain: median of the rounds' ratios to the two plain relays.\n")
 	fmt.Fprintf(&b, "~: those ratios (or the values, where there are none) spread by over %.0f%%: too wide to conclude from small differences.\n", 100*tooWide)
-	b.WriteString("unclear: the quartiles lie on both sides of the goal.\n")
 	verdicts := make(map[string]int)
 	for _, res := range r.Results {
 		verdicts[res.Verdict]++
 	}
-	fmt.Fprintf(&b, "goals: %d met, %d missed, %d unclear.\n", verdicts["met"], verdicts["missed"], verdicts["unclear"])
+	if !r.Short {
+		fmt.Fprintf(&b, "goals: %d met, %d missed, %d unclear (the quartiles lie on both sides).\n",
+			verdicts["met"], verdicts["missed"], verdicts["unclear"])
+	}
 	if len(r.Missing) > 0 {
 		fmt.Fprintf(&b, "not installed, left out: %s\n", strings.Join(r.Missing, ", "))
 	}

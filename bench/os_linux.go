@@ -28,3 +28,14 @@ func awaitEnd(pid int) error {
 		}
 	}
 }
+
+// portByConnect has bind choose the address only, and connect the port. A port that bind has chosen is lost to
+// every other connection that the machine makes, from whichever address: the proxies would find none left.
+func portByConnect(_, _ string, c syscall.RawConn) error {
+	const bindAddressNoPort = 24 // IP_BIND_ADDRESS_NO_PORT
+	var failed error
+	err := c.Control(func(fd uintptr) {
+		failed = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_IP, bindAddressNoPort, 1)
+	})
+	return errors.Join(err, failed)
+}
