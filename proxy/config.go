@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"net"
 	"net/netip"
+	"os"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -34,6 +35,10 @@ type Config struct {
 
 	// Resolve looks up a host's addresses. If nil, the system's resolver does.
 	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
+
+	// Activated holds the sockets that systemd passed to this process, by name,
+	// as ActivatedSockets finds them.
+	Activated map[string][]*os.File
 
 	// Dial connects to a checked address. If nil, a net.Dialer does.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)

@@ -1,0 +1,319 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/user"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// bindAll returns a listener for each of the config's, in its order: those of
+// old whose address stays, with its sockets untouched, and newly bound ones.
+// On an error everything is as before.
+func (p *Proxy) bindAll(st *state, old []*listener) ([]*listener, error) {
+	b := binding{p: p, cfg: &st.cfg, free: slices.Clone(old)}
+	if err := b.bind(); err != nil {
+		return nil, errors.Join(err, b.undo())
+	}
+	for i, l := range b.next {
+		l.cfg.Store(&st.cfg.Listeners[i])
+	}
+	return b.next, nil
+}
+
+// A binding is the work of one bindAll.
+type binding struct {
+	p         *Proxy
+	cfg       *Config
+	free      []*listener // old ones that no new config has claimed
+	next      []*listener
+	fresh     []*listener // bound by this call
+	displaced []*listener // closed by this call, to make room
+	restore   []func() error
+}
+
+func (b *binding) bind() error {
+	b.next = make([]*listener, len(b.cfg.Listeners))
+	for i := range b.cfg.Listeners {
+		if err := b.claim(i); err != nil {
+			return b.wrap(i, err)
+		}
+	}
+	var clashes []int
+	for i := range b.cfg.Listeners {
+		if b.next[i] != nil {
+			continue
+		}
+		err := b.open(i)
+		if errors.Is(err, syscall.EADDRINUSE) && b.rival(i) != nil {
+			clashes = append(clashes, i)
+		} else if err != nil {
+			return b.wrap(i, err)
+		}
+	}
+	// The same port on another address, such as 0.0.0.0 in place of 127.0.0.1,
+	// cannot be bound beside the old one: that has to go first.
+	for _, i := range clashes {
+		for l := b.rival(i); l != nil; l = b.rival(i) {
+			l.stop()
+			b.displaced = append(b.displaced, l)
+			b.free = slices.DeleteFunc(b.free, func(f *listener) bool { return f == l })
+		}
+		if err := b.open(i); err != nil {
+			return b.wrap(i, err)
+		}
+	}
+	return nil
+}
+
+func (b *binding) wrap(i int, err error) error {
+	return fmt.Errorf("listener %s: %w", b.cfg.Listeners[i].name(), err)
+}
+
+// claim keeps the sockets of an old listener with the same address.
+func (b *binding) claim(i int) error {
+	want := &b.cfg.Listeners[i]
+	at := slices.IndexFunc(b.free, func(l *listener) bool { return l.cfg.Load().Address == want.Address })
+	if at < 0 {
+		return nil
+	}
+	l := b.free[at]
+	have := l.cfg.Load()
+	if err := want.checkBound(l.local); err != nil {
+		return err
+	}
+	if want.Address.Network == "unix" && (have.Mode != want.Mode || have.Owner != want.Owner) {
+		b.restore = append(b.restore, func() error { return setOwnership(have) })
+		if err := setOwnership(want); err != nil {
+			return err
+		}
+	}
+	b.free = slices.Delete(b.free, at, at+1)
+	b.next[i] = l
+	return nil
+}
+
+func (b *binding) open(i int) error {
+	l, err := b.p.listen(b.cfg, &b.cfg.Listeners[i])
+	if err != nil {
+		return err
+	}
+	b.next[i] = l
+	b.fresh = append(b.fresh, l)
+	return nil
+}
+
+// rival returns an old, unclaimed listener on the same TCP port, if there is one.
+func (b *binding) rival(i int) *listener {
+	_, port, err := net.SplitHostPort(b.cfg.Listeners[i].Address.Address)
+	n, _ := strconv.ParseUint(port, 10, 16)
+	if err != nil || n == 0 || b.cfg.Listeners[i].Address.Network != "tcp" {
+		return nil
+	}
+	for _, l := range b.free {
+		if slices.Contains(l.ports, uint16(n)) {
+			return l
+		}
+	}
+	return nil
+}
+
+// undo closes what was bound and binds again what had to go.
+func (b *binding) undo() error {
+	for _, l := range b.fresh {
+		l.stop()
+	}
+	var errs []error
+	for _, f := range b.restore {
+		errs = append(errs, f())
+	}
+	for _, l := range b.displaced {
+		again, err := b.p.listen(&b.p.state.Load().cfg, l.cfg.Load())
+		if err != nil {
+			errs = append(errs, fmt.Errorf("listener %s is lost: %w", l.cfg.Load().name(), err))
+			continue
+		}
+		b.p.mu.Lock()
+		b.p.listeners = slices.Clone(b.p.listeners)
+		b.p.listeners[slices.Index(b.p.listeners, l)] = again
+		b.p.mu.Unlock()
+		again.serve()
+	}
+	return errors.Join(errs...)
+}
+
+// listen binds one listener.
+func (p *Proxy) listen(cfg *Config, lc *Listener) (*listener, error) {
+	l := &listener{p: p, stopped: make(chan struct{})}
+	l.cfg.Store(lc)
+	var err error
+	switch lc.Address.Network {
+	case "systemd":
+		l.socks, err = cfg.activated(lc.Address.Address)
+	case "unix":
+		err = l.listenUnix(lc)
+	default:
+		err = l.listenTCP(lc.Address.Address)
+	}
+	if err != nil {
+		return nil, err
+	}
+	l.ports, l.local = tcpPorts(l.socks)
+	if err := lc.checkBound(l.local); err != nil {
+		l.stop()
+		return nil, err
+	}
+	return l, nil
+}
+
+func (l *listener) listenTCP(address string) error {
+	lc := net.ListenConfig{KeepAliveConfig: keepAlive}
+	lc.SetMultipathTCP(false) // a reset must be a TCP reset
+	s, err := lc.Listen(context.Background(), "tcp", address)
+	if err != nil {
+		return err
+	}
+	l.socks = []net.Listener{s}
+	return nil
+}
+
+// listenUnix binds a unix socket, over a file that a dead process left behind.
+func (l *listener) listenUnix(c *Listener) error {
+	path := c.Address.Address
+	abstract := strings.HasPrefix(path, "@")
+	if !abstract {
+		if err := removeStale(path); err != nil {
+			return err
+		}
+	}
+	// The file gets its final mode only after its owner; until then, by the
+	// mode of the unbound socket, nobody else can connect.
+	lc := net.ListenConfig{Control: func(_, _ string, rc syscall.RawConn) error {
+		var err error
+		if cerr := rc.Control(func(fd uintptr) { err = restrictSocket(fd) }); cerr != nil {
+			return cerr
+		}
+		return err
+	}}
+	s, err := lc.Listen(context.Background(), "unix", path)
+	if err != nil {
+		return err
+	}
+	l.socks = []net.Listener{s}
+	if abstract {
+		return nil
+	}
+	s.(*net.UnixListener).SetUnlinkOnClose(false)
+	mine, err := os.Lstat(path)
+	if err != nil {
+		s.Close()
+		return err
+	}
+	// By the time it stops, another process may have put its own file there.
+	l.unlink = func() {
+		if now, err := os.Lstat(path); err == nil && os.SameFile(mine, now) {
+			os.Remove(path)
+		}
+	}
+	if err := setOwnership(c); err != nil {
+		l.unlink()
+		s.Close()
+		return err
+	}
+	return nil
+}
+
+// removeStale removes a socket file that nobody listens on. Anything else at
+// that path is left alone.
+func removeStale(path string) error {
+	st, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if st.Mode()&fs.ModeSocket == 0 {
+		return fmt.Errorf("%s exists and is no socket; choose another path or remove it", path)
+	}
+	c, err := net.Dial("unix", path)
+	if err == nil {
+		c.Close()
+		return fmt.Errorf("%s: another process listens there: %w", path, syscall.EADDRINUSE)
+	}
+	if !errors.Is(err, syscall.ECONNREFUSED) {
+		return err
+	}
+	return os.Remove(path)
+}
+
+// setOwnership gives a unix socket's file the owner and mode of its config.
+func setOwnership(c *Listener) error {
+	path := c.Address.Address
+	if strings.HasPrefix(path, "@") {
+		return nil
+	}
+	uid, gid, err := lookupOwner(c.Owner)
+	if err != nil {
+		return err
+	}
+	if uid >= 0 || gid >= 0 {
+		if err := os.Chown(path, uid, gid); err != nil {
+			return err
+		}
+	}
+	mode := c.Mode
+	if mode == 0 {
+		mode = 0o600
+	}
+	return os.Chmod(path, mode)
+}
+
+// lookupOwner reads "user", "user:group" or ":group", by name or number. -1
+// leaves an id as it is.
+func lookupOwner(s string) (uid, gid int, err error) {
+	userName, groupName, _ := strings.Cut(s, ":")
+	uid, err = lookupID(userName, func(name string) (string, error) {
+		u, err := user.Lookup(name)
+		if err != nil {
+			return "", err
+		}
+		return u.Uid, nil
+	})
+	if err != nil {
+		return 0, 0, fmt.Errorf("owner %q: %w", s, err)
+	}
+	gid, err = lookupID(groupName, func(name string) (string, error) {
+		g, err := user.LookupGroup(name)
+		if err != nil {
+			return "", err
+		}
+		return g.Gid, nil
+	})
+	if err != nil {
+		return 0, 0, fmt.Errorf("owner %q: %w", s, err)
+	}
+	return uid, gid, nil
+}
+
+func lookupID(name string, byName func(string) (string, error)) (int, error) {
+	if name == "" {
+		return -1, nil
+	}
+	id := name
+	if strings.Trim(name, "0123456789") != "" {
+		var err error
+		if id, err = byName(name); err != nil {
+			return 0, err
+		}
+	}
+	n, err := strconv.ParseUint(id, 10, 31)
+	return int(n), err
+}

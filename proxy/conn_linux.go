@@ -1,0 +1,263 @@
+package proxy
+
+import (
+	"io"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A sockReader reads a conn's chunks. It takes a buffer only once the socket
+// is readable, so that an idle connection holds none.
+//
+// On unix sockets it also keeps the last byte that it has passed on in the
+// socket's queue, as conn.reset needs it.
+type sockReader struct {
+	c    *conn
+	raw  syscall.RawConn // nil: not a kernel socket
+	size chunkSizer
+	held bool // the queue starts with a byte that was passed on
+
+	try  func(fd uintptr) bool // made once; RawConn.Read calls it
+	pool *sync.Pool
+	buf  *[]byte
+	n    int
+	err  error
+}
+
+func (r *sockReader) init(c *conn) {
+	r.c = c
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return
+	}
+	r.raw = raw
+	if c.isUnix {
+		r.try = r.tryUnix
+	} else {
+		r.try = r.tryTCP
+	}
+}
+
+func (r *sockReader) next() (chunk, error) {
+	if r.raw == nil {
+		return readPlain(r.c.socket, &r.size)
+	}
+	r.n, r.err = 0, nil
+	if err := r.raw.Read(r.try); err != nil {
+		return chunk{}, err
+	}
+	if r.err != nil {
+		return chunk{}, os.NewSyscallError("read", r.err)
+	}
+	if r.n == 0 {
+		return chunk{}, io.EOF
+	}
+	k := chunk{(*r.buf)[:r.n], r.pool, r.buf}
+	r.size.took(r.n)
+	r.buf = nil
+	return k, nil
+}
+
+// take gets a buffer to read into, and done puts it back if nothing came.
+func (r *sockReader) take() []byte {
+	r.pool = r.size.pool()
+	r.buf = r.pool.Get().(*[]byte)
+	return *r.buf
+}
+
+// done notes what a read gave, and reports whether to stop waiting.
+func (r *sockReader) done(n int, err error) bool {
+	if n <= 0 || err != nil {
+		r.pool.Put(r.buf)
+		r.buf = nil
+		n = 0
+	}
+	if err == unix.EAGAIN {
+		return false
+	}
+	r.n, r.err = n, err
+	return true
+}
+
+func (r *sockReader) tryTCP(fd uintptr) bool {
+	b := r.take()
+	n, err := ignoringEINTR(func() (int, error) { return unix.Read(int(fd), b) })
+	return r.done(n, err)
+}
+
+// tryUnix takes all but the last byte out of the queue, and that one by
+// peeking at it.
+func (r *sockReader) tryUnix(fd uintptr) bool {
+	for {
+		// Asked first: if the app ends its side after this, another event comes.
+		ended := polled(fd, unix.POLLRDHUP)&unix.POLLRDHUP != 0
+		queued, err := unix.IoctlGetInt(int(fd), unix.SIOCINQ)
+		held := 0
+		if r.held {
+			held = 1
+		}
+		b := r.take()
+		if err == nil && queued <= held {
+			// An error of the socket would show only in a read of an empty queue.
+			if err = socketError(fd); err == nil && !ended {
+				err = unix.EAGAIN
+			}
+		}
+		if err != nil || queued <= held {
+			return r.done(0, err)
+		}
+		n, err := r.takeQueued(fd, b, queued)
+		if n == held && err == nil {
+			r.held = false // a short read gave the held byte alone
+			r.done(0, nil)
+			continue
+		}
+		copy(b, b[held:n])
+		return r.done(n-held, err)
+	}
+}
+
+// takeQueued reads queued bytes, or what fits, and leaves the last in the queue.
+func (r *sockReader) takeQueued(fd uintptr, b []byte, queued int) (n int, err error) {
+	if queued > 1 {
+		if n, err = recv(fd, b[:min(queued-1, len(b))], 0); err != nil {
+			return n, err
+		}
+	}
+	if r.held = n == queued-1 && n < len(b); r.held {
+		var k int
+		k, err = recv(fd, b[n:n+1], unix.MSG_PEEK)
+		n += k
+	}
+	return n, err
+}
+
+func socketError(fd uintptr) error {
+	n, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
+	if err == nil && n != 0 {
+		err = unix.Errno(n)
+	}
+	return err
+}
+
+// release takes the held byte out of the queue, so that closing is no reset.
+func (r *sockReader) release() {
+	if r.raw == nil || !r.held {
+		return
+	}
+	r.held = false
+	r.raw.Control(func(fd uintptr) {
+		var b [1]byte
+		recv(fd, b[:], 0)
+	})
+}
+
+func recv(fd uintptr, b []byte, flags int) (int, error) {
+	return ignoringEINTR(func() (int, error) {
+		n, _, err := unix.Recvfrom(int(fd), b, flags|unix.MSG_DONTWAIT)
+		return n, err
+	})
+}
+
+func ignoringEINTR(f func() (int, error)) (int, error) {
+	for {
+		n, err := f()
+		if err != unix.EINTR {
+			return n, err
+		}
+	}
+}
+
+// polled returns which of events, and of POLLERR and POLLHUP, a socket has.
+func polled(fd uintptr, events int16) int16 {
+	fds := []unix.PollFd{{Fd: int32(fd), Events: events}}
+	if _, err := unix.Poll(fds, 0); err != nil {
+		return 0
+	}
+	return fds[0].Revents & (events | unix.POLLERR)
+}
+
+// broken reports whether the socket has failed while nobody read or wrote it:
+// it was reset, or its keepalives went unanswered.
+func (c *conn) broken() bool {
+	broken := false
+	if c.rd.raw != nil {
+		c.rd.raw.Control(func(fd uintptr) { broken = polled(fd, 0)&unix.POLLERR != 0 })
+	}
+	return broken
+}
+
+func setMark(fd uintptr, mark uint32) error {
+	return os.NewSyscallError("setsockopt", unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, int(mark)))
+}
+
+// restrictSocket gives a socket that is not yet bound the mode that its file
+// will have.
+func restrictSocket(fd uintptr) error {
+	return os.NewSyscallError("fchmod", unix.Fchmod(int(fd), 0o600))
+}
+
+// A spareDescriptor is held so that connections can still be refused when
+// descriptors run out.
+type spareDescriptor struct {
+	mu   sync.Mutex
+	fd   int
+	held bool
+}
+
+func (s *spareDescriptor) hold() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.holdLocked()
+}
+
+func (s *spareDescriptor) holdLocked() {
+	if s.held {
+		return
+	}
+	// Any descriptor would do; a socket needs no file to be opened.
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	s.fd, s.held = fd, err == nil
+}
+
+func (s *spareDescriptor) free() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.held {
+		s.held = false
+		unix.Close(s.fd)
+	}
+}
+
+// refuse resets the connections that wait on l, in place of the spare
+// descriptor, and returns how many there were.
+func (s *spareDescriptor) refuse(l net.Listener) (n int) {
+	d, ok := l.(interface{ SetDeadline(time.Time) error })
+	if !ok {
+		return 0
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	defer s.holdLocked()
+	defer d.SetDeadline(time.Time{})
+	for {
+		if s.held {
+			s.held = false
+			unix.Close(s.fd)
+		}
+		d.SetDeadline(time.Now().Add(time.Millisecond))
+		c, err := l.Accept()
+		if err != nil {
+			return n
+		}
+		newConn(c, nil).reset()
+		n++
+	}
+}
+
+func closeOnExec(fd int) { unix.CloseOnExec(fd) }

@@ -1,0 +1,38 @@
+//go:build !linux
+
+package proxy
+
+import (
+	"errors"
+	"net"
+)
+
+// sockReader reads a conn's chunks.
+type sockReader struct {
+	c    *conn
+	size chunkSizer
+}
+
+func (r *sockReader) init(c *conn) { r.c = c }
+
+func (r *sockReader) next() (chunk, error) { return readPlain(r.c.socket, &r.size) }
+
+func (r *sockReader) release() {}
+
+// broken is known on Linux only.
+func (c *conn) broken() bool { return false }
+
+func setMark(uintptr, uint32) error { return errors.New("socket marks exist on Linux only") }
+
+func restrictSocket(uintptr) error { return nil }
+
+// spareDescriptor refuses waiting connections on Linux only.
+type spareDescriptor struct{}
+
+func (*spareDescriptor) hold() {}
+
+func (*spareDescriptor) free() {}
+
+func (*spareDescriptor) refuse(net.Listener) int { return 0 }
+
+func closeOnExec(int) {}

@@ -1,0 +1,263 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/sealane/sealane/mux"
+)
+
+// attemptDelay is how long an address has before the next one is tried beside
+// it (RFC 8305).
+const attemptDelay = 250 * time.Millisecond
+
+// keepAlive is for every socket towards apps and targets. Its idle time stays
+// under the 60 seconds after which the kernel forgets a half-closed redirected
+// connection, whose FIN would then never arrive.
+var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 10 * time.Second, Count: 6}
+
+// A failure says why a connection was not opened.
+type failure struct {
+	result Result
+	reason string // for the log of this node
+	text   string // for the peer; holds nothing of this node's inside
+}
+
+func (f *failure) Error() string { return string(f.result) + ": " + f.reason }
+
+// status is the answer to an OPEN that failed this way.
+func (f *failure) status() mux.Status {
+	switch f.result {
+	case ResultUnknownService:
+		return mux.StatusUnknownService
+	case ResultRefused:
+		return mux.StatusRefused
+	case ResultUnreachable:
+		return mux.StatusUnreachable
+	case ResultTimedOut:
+		return mux.StatusTimedOut
+	case ResultNameNotFound:
+		return mux.StatusNameNotFound
+	case ResultOverloaded, ResultCut:
+		return mux.StatusOverloaded
+	}
+	return mux.StatusDenied
+}
+
+// A dialer reaches targets from this node.
+type dialer struct {
+	resolve func(ctx context.Context, host string) ([]netip.Addr, error)
+	dial    func(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+func newDialer(cfg *Config) dialer {
+	d := dialer{resolve: cfg.Resolve, dial: cfg.Dial}
+	if d.resolve == nil {
+		d.resolve = func(ctx context.Context, host string) ([]netip.Addr, error) {
+			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+		}
+	}
+	if d.dial == nil {
+		nd := &net.Dialer{KeepAliveConfig: keepAlive}
+		nd.SetMultipathTCP(false) // a reset must be a TCP reset
+		if cfg.Mark != 0 {
+			nd.Control = MarkControl(cfg.Mark)
+		}
+		d.dial = nd.DialContext
+	}
+	return d
+}
+
+// MarkControl returns a Control function for a net.Dialer that sets SO_MARK,
+// so that redirect rules can exempt the connection. Where the process may not
+// set marks, connections go unmarked: rules then exempt it by uid.
+func MarkControl(mark uint32) func(network, address string, c syscall.RawConn) error {
+	return func(_, _ string, c syscall.RawConn) error {
+		var err error
+		if cerr := c.Control(func(fd uintptr) { err = setMark(fd, mark) }); cerr != nil {
+			return cerr
+		}
+		if err != nil && !errors.Is(err, os.ErrPermission) {
+			return fmt.Errorf("set SO_MARK: %w", err)
+		}
+		return nil
+	}
+}
+
+// lookup returns a destination's addresses.
+func (d dialer) lookup(ctx context.Context, dest Destination) ([]netip.Addr, *failure) {
+	if dest.Name == "" {
+		return []netip.Addr{dest.Addr}, nil
+	}
+	found, err := d.resolve(ctx, dest.Name)
+	if err == nil && len(found) == 0 {
+		err = &net.DNSError{Err: "no address", Name: dest.Name, IsNotFound: true}
+	}
+	if err != nil {
+		return nil, lookupFailure(ctx, dest.Name, err)
+	}
+	addrs := make([]netip.Addr, 0, len(found))
+	for _, a := range found {
+		addrs = append(addrs, a.Unmap().WithZone(""))
+	}
+	return addrs, nil
+}
+
+func lookupFailure(ctx context.Context, name string, err error) *failure {
+	var dns *net.DNSError
+	switch {
+	case errors.As(err, &dns) && dns.IsNotFound:
+		return &failure{ResultNameNotFound, "the name " + name + " has no address", "name not found"}
+	case ctx.Err() != nil, errors.As(err, &dns) && dns.IsTimeout:
+		return &failure{ResultTimedOut, "looking up " + name + " took too long", "name lookup timed out"}
+	}
+	return &failure{ResultUnreachable, "looking up " + name + " failed: " + err.Error(), "name lookup failed"}
+}
+
+// dialAny connects to the first address that answers. They are tried in turn,
+// families alternating, each with a head start over the next.
+func (d dialer) dialAny(ctx context.Context, addrs []netip.Addr, port uint16) (net.Conn, *failure) {
+	if len(addrs) == 1 {
+		c, err := d.dialOne(ctx, addrs[0], port)
+		if err != nil {
+			return nil, dialFailure(err)
+		}
+		return c, nil
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	addrs = alternate(addrs)
+	type result struct {
+		c   net.Conn
+		err error
+	}
+	results := make(chan result)
+	attempt := func(a netip.Addr) {
+		c, err := d.dialOne(ctx, a, port)
+		select {
+		case results <- result{c, err}:
+		case <-ctx.Done():
+			if err == nil {
+				c.Close()
+			}
+		}
+	}
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	var worst error
+	for started, running := 0, 0; ; {
+		select {
+		case <-timer.C:
+			if started < len(addrs) {
+				go attempt(addrs[started])
+				started++
+				running++
+				timer.Reset(attemptDelay)
+			}
+		case r := <-results:
+			if r.err == nil {
+				return r.c, nil
+			}
+			if running--; worst == nil || dialResult(r.err) == ResultRefused {
+				worst = r.err
+			}
+			if started == len(addrs) && running == 0 {
+				return nil, dialFailure(worst)
+			}
+			timer.Reset(0)
+		case <-ctx.Done():
+			if worst != nil && dialResult(worst) == ResultRefused {
+				return nil, dialFailure(worst)
+			}
+			return nil, dialFailure(ctx.Err())
+		}
+	}
+}
+
+func (d dialer) dialOne(ctx context.Context, a netip.Addr, port uint16) (net.Conn, error) {
+	return d.dial(ctx, "tcp", netip.AddrPortFrom(a, port).String())
+}
+
+// alternate orders addresses so that the families take turns, each in the
+// order of the resolver.
+func alternate(addrs []netip.Addr) []netip.Addr {
+	var first, second []netip.Addr
+	for _, a := range addrs {
+		if a.Is4() == addrs[0].Is4() {
+			first = append(first, a)
+		} else {
+			second = append(second, a)
+		}
+	}
+	out := make([]netip.Addr, 0, len(addrs))
+	for i := range max(len(first), len(second)) {
+		if i < len(first) {
+			out = append(out, first[i])
+		}
+		if i < len(second) {
+			out = append(out, second[i])
+		}
+	}
+	return out
+}
+
+// dialEndpoint connects to an endpoint of this node's own config.
+func (d dialer) dialEndpoint(ctx context.Context, e Endpoint) (net.Conn, *failure) {
+	if e.Network == "unix" {
+		c, err := d.dial(ctx, "unix", e.Address)
+		if err != nil {
+			return nil, dialFailure(err)
+		}
+		return c, nil
+	}
+	dest, err := ParseDestination(e.Address)
+	if err != nil {
+		return nil, &failure{ResultUnreachable, err.Error(), "unreachable"}
+	}
+	addrs, f := d.lookup(ctx, dest)
+	if f != nil {
+		return nil, f
+	}
+	return d.dialAny(ctx, addrs, dest.Port)
+}
+
+func dialFailure(err error) *failure {
+	f := &failure{result: dialResult(err), reason: err.Error()}
+	switch f.result {
+	case ResultRefused:
+		f.text = "connection refused"
+	case ResultTimedOut:
+		f.text = "connecting timed out"
+	case ResultOverloaded:
+		f.text = "out of descriptors"
+	case ResultCut:
+		f.text = "shutting down"
+	default:
+		f.text = "unreachable"
+	}
+	return f
+}
+
+func dialResult(err error) Result {
+	var ne net.Error
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ENOENT):
+		return ResultRefused // ENOENT: nobody made the unix socket
+	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE), errors.Is(err, syscall.EAGAIN),
+		errors.Is(err, syscall.ENOBUFS), errors.Is(err, syscall.ENOMEM), errors.Is(err, syscall.EADDRNOTAVAIL):
+		return ResultOverloaded // EADDRNOTAVAIL: no local port is left
+	case errors.Is(err, context.Canceled):
+		return ResultCut
+	case errors.As(err, &ne) && ne.Timeout(), errors.Is(err, context.DeadlineExceeded):
+		return ResultTimedOut
+	}
+	return ResultUnreachable
+}
+
+func isAddrNotAvailable(err error) bool { return errors.Is(err, syscall.EADDRNOTAVAIL) }

@@ -1,0 +1,220 @@
+package proxy
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/sealane/sealane/mux"
+)
+
+// inbound is a stream that a peer opened: a *mux.Inbound.
+type inbound interface {
+	Peer() string
+	Open() mux.Open
+	Context() context.Context
+	Accept() (stream, error)
+	Refuse(mux.Status, string) error
+}
+
+// A policy says what peers may reach through this node. It is read-only.
+type policy struct {
+	services map[string]Service
+	egress   map[string][]Match // by peer
+	own      ownPorts
+}
+
+func newPolicy(cfg *Config) policy {
+	p := policy{services: make(map[string]Service), egress: make(map[string][]Match)}
+	for _, s := range cfg.Services {
+		p.services[s.Name] = s
+	}
+	for _, rule := range cfg.Egress {
+		for _, peer := range rule.Allow {
+			p.egress[peer] = append(p.egress[peer], rule.Match...)
+		}
+	}
+	return p
+}
+
+// ownPorts reports whether a port is one that this process listens on.
+type ownPorts func(port uint16) bool
+
+// refuses says why a and port must not be dialed: this process listens there.
+func (own ownPorts) refuses(a netip.Addr, port uint16) (string, bool) {
+	if own(port) && isLocal(a) {
+		return fmt.Sprintf("%v is this process's own port", netip.AddrPortFrom(a, port)), true
+	}
+	return "", false
+}
+
+// service returns the service if peer may use it.
+func (p policy) service(peer, name string) (Service, *failure) {
+	s, ok := p.services[name]
+	switch {
+	case !ok:
+		return Service{}, &failure{ResultUnknownService, fmt.Sprintf("no service %q", name), "unknown service"}
+	case !slices.Contains(s.Allow, peer):
+		return Service{}, &failure{ResultDenied, fmt.Sprintf("service %q does not allow peer %q", name, peer), "not allowed"}
+	}
+	return s, nil
+}
+
+// mayReach reports whether any address of dest could be allowed, before it is
+// looked up: a peer that is allowed nothing causes no queries.
+func (p policy) mayReach(peer string, dest Destination) *failure {
+	for _, m := range p.egress[peer] {
+		if dest.Name == "" || m.matchesName(dest.Name, dest.Port) || m.kind == matchPrefix && m.matchesPort(dest.Port) {
+			return nil
+		}
+	}
+	return &failure{ResultDenied, fmt.Sprintf("no egress rule lets peer %q reach %v", peer, dest), "not allowed"}
+}
+
+// allowed returns those addresses of dest that peer may reach, or why none is.
+func (p policy) allowed(peer string, dest Destination, addrs []netip.Addr) ([]netip.Addr, *failure) {
+	var ok []netip.Addr
+	var why []string
+	for _, a := range addrs {
+		if reason := p.refuses(peer, dest, a); reason != "" {
+			why = append(why, reason)
+			continue
+		}
+		ok = append(ok, a)
+	}
+	if len(ok) == 0 {
+		return nil, &failure{ResultDenied, strings.Join(why, "; "), "not allowed"}
+	}
+	return ok, nil
+}
+
+// refuses says why peer may not reach address a on behalf of dest, or "".
+func (p policy) refuses(peer string, dest Destination, a netip.Addr) string {
+	r, isSpecial := special(a)
+	matched, literal := false, false
+	for _, m := range p.egress[peer] {
+		matched = matched || dest.Name != "" && m.matchesName(dest.Name, dest.Port) || m.matchesAddr(a, dest.Port)
+		literal = literal || isSpecial && m.namesLiterally(a, dest.Port, r)
+	}
+	at := netip.AddrPortFrom(a, dest.Port)
+	switch {
+	case !matched:
+		return fmt.Sprintf("no egress rule lets peer %q reach %v", peer, at)
+	case isSpecial && !literal:
+		return fmt.Sprintf("%v is %s and no egress rule for peer %q names it literally", at, r.what, peer)
+	}
+	reason, _ := p.own.refuses(a, dest.Port)
+	return reason
+}
+
+// A grant is what let an inbound stream in. After a reload it is asked again.
+type grant struct {
+	peer    string
+	service string      // "" for egress
+	dest    Destination // for egress
+	addr    netip.Addr  // for egress: the address that was dialed
+}
+
+// holds reports whether the stream would still be let in.
+func (g grant) holds(p policy) bool {
+	if g.service != "" {
+		_, f := p.service(g.peer, g.service)
+		return f == nil
+	}
+	return p.refuses(g.peer, g.dest, g.addr) == ""
+}
+
+// exit dials what an inbound stream asks for, if the policy lets it.
+func (st *state) exit(ctx context.Context, peer string, o mux.Open) (net.Conn, grant, *failure) {
+	if !strings.Contains(o.To, ":") {
+		return st.exitService(ctx, peer, o)
+	}
+	dest, err := ParseDestination(o.To)
+	if err != nil {
+		return nil, grant{peer: peer}, &failure{ResultDenied, err.Error(), "bad destination"}
+	}
+	g := grant{peer: peer, dest: dest}
+	if f := st.policy.mayReach(peer, dest); f != nil {
+		return nil, g, f
+	}
+	addrs, f := st.dialer.lookup(ctx, dest)
+	if f != nil {
+		return nil, g, f
+	}
+	if addrs, f = st.policy.allowed(peer, dest, addrs); f != nil {
+		return nil, g, f
+	}
+	c, f := st.dialer.dialAny(ctx, addrs, dest.Port)
+	if f != nil {
+		return nil, g, f
+	}
+	g.addr = addrs[0]
+	if ap, err := netip.ParseAddrPort(c.RemoteAddr().String()); err == nil {
+		g.addr = ap.Addr().Unmap()
+	}
+	return c, g, nil
+}
+
+func (st *state) exitService(ctx context.Context, peer string, o mux.Open) (net.Conn, grant, *failure) {
+	g := grant{peer: peer, service: o.To}
+	s, f := st.policy.service(peer, o.To)
+	if f != nil {
+		return nil, g, f
+	}
+	c, f := st.dialer.dialEndpoint(ctx, s.Address)
+	if f != nil {
+		return nil, g, f
+	}
+	if s.ProxyProtocol {
+		if err := writeProxyHeader(ctx, c, o.From, peer); err != nil {
+			c.Close()
+			return nil, g, dialFailure(err)
+		}
+	}
+	return c, g, nil
+}
+
+// serveInbound carries one stream from a peer to its target.
+func (p *Proxy) serveInbound(in inbound) {
+	if !p.enter() {
+		in.Refuse(mux.StatusOverloaded, "shutting down")
+		return
+	}
+	defer p.leave()
+	o := in.Open()
+	rec := p.newRecord(ViaEgress)
+	rec.peer, rec.target, rec.from, rec.openedVia = in.Peer(), o.To, o.From, o.Via
+	if !strings.Contains(o.To, ":") {
+		rec.via = ViaService
+	}
+	st := p.state.Load()
+	ctx, cancel := context.WithTimeout(in.Context(), st.dialTimeout())
+	defer cancel()
+	defer context.AfterFunc(p.ctx, cancel)()
+	c, g, f := st.exit(ctx, in.Peer(), o)
+	if f != nil {
+		in.Refuse(f.status(), f.text)
+		rec.failed(f)
+		return
+	}
+	rec.dialed = c.RemoteAddr().String()
+	near := newConn(c, nil)
+	s, err := in.Accept()
+	if err != nil {
+		near.reset()
+		rec.failed(&failure{result: ResultReset, reason: "the peer gave up: " + err.Error()})
+		return
+	}
+	p.carry(rec, near, muxSide{s}, func(st *state) string {
+		switch {
+		case !st.knowsPeer(g.peer):
+			return "peer removed from the config"
+		case !g.holds(st.policy):
+			return "no longer allowed by the config"
+		}
+		return ""
+	})
+}

@@ -1,0 +1,294 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// requestTimeout bounds the time an app takes to say what it wants.
+const requestTimeout = 10 * time.Second
+
+// A listener is a bound Listener. A reload may change its config but never
+// its sockets.
+type listener struct {
+	p     *Proxy
+	cfg   atomic.Pointer[Listener]
+	socks []net.Listener
+	ports []uint16 // TCP ports of socks
+	local bool     // bound to loopback or unix sockets alone
+
+	open, total atomic.Int64
+	lastError   atomic.Pointer[string]
+
+	serving  sync.Once
+	stopping sync.Once
+	stopped  chan struct{}
+	loops    sync.WaitGroup
+	unlink   func() // removes a unix socket's file; may be nil
+}
+
+func (l *Listener) name() string { return string(l.Kind) + " " + l.Address.String() }
+
+// anyPort reports whether the kernel picks the port.
+func (l *Listener) anyPort() bool {
+	_, port, err := net.SplitHostPort(l.Address.Address)
+	return l.Address.Network == "tcp" && err == nil && port == "0"
+}
+
+func (l *Listener) check() error {
+	switch l.Address.Network {
+	case "tcp", "unix", "systemd":
+	default:
+		return errors.New("has no address")
+	}
+	if l.Address.Network != "unix" && (l.Mode != 0 || l.Owner != "") {
+		return errors.New("mode and owner are for unix sockets")
+	}
+	if l.Mode&^0o777 != 0 {
+		return fmt.Errorf("mode %o has more than permission bits", l.Mode)
+	}
+	if len(l.Users) > 0 && l.Kind != KindSOCKS5 && l.Kind != KindConnect {
+		return errors.New("users are for socks5 and connect listeners")
+	}
+	if l.ProxyProtocol && l.Kind != KindForward {
+		return errors.New("proxy_protocol is for forward listeners")
+	}
+	switch l.Kind {
+	case KindForward:
+		if l.To.Direct || l.To.Peer == "" || l.To.Service == "" {
+			return errors.New("a forward leads to a peer's service; write to: {peer: NAME, service: NAME}")
+		}
+	case KindSOCKS5, KindConnect:
+		return l.checkUsers()
+	case KindTransparent:
+		if l.Address.Network == "unix" {
+			return errors.New("a unix socket has no original destination; write HOST:PORT")
+		}
+	default:
+		return fmt.Errorf("unknown kind %q", l.Kind)
+	}
+	return nil
+}
+
+func (l *Listener) checkUsers() error {
+	for _, u := range l.Users {
+		switch {
+		case u.Name == "" || u.Password == "":
+			return errors.New("a user needs a name and a password")
+		case len(u.Name) > 255 || len(u.Password) > 255:
+			return errors.New("a user's name and password have at most 255 bytes")
+		}
+	}
+	if host, _, err := net.SplitHostPort(l.Address.Address); l.Address.Network == "tcp" && err == nil && len(l.Users) == 0 {
+		if a, err := netip.ParseAddr(host); host == "" || err == nil && !a.Unmap().IsLoopback() {
+			return errNeedsUsers
+		}
+	}
+	return nil
+}
+
+var errNeedsUsers = errors.New("is bound to more than loopback, so anyone could use it; add users, or bind to 127.0.0.1 or [::1]")
+
+// checkBound checks what only the bound sockets tell.
+func (l *Listener) checkBound(local bool) error {
+	if (l.Kind == KindSOCKS5 || l.Kind == KindConnect) && !local && len(l.Users) == 0 {
+		return errNeedsUsers
+	}
+	return nil
+}
+
+// serve starts the accept loops, once.
+func (l *listener) serve() {
+	l.serving.Do(func() {
+		for _, s := range l.socks {
+			l.loops.Go(func() { l.accept(s) })
+		}
+	})
+}
+
+// stop closes the sockets and waits for the accept loops. Connections go on.
+func (l *listener) stop() {
+	l.stopping.Do(func() {
+		l.serving.Do(func() {}) // never serve from now on
+		close(l.stopped)
+		if l.unlink != nil {
+			l.unlink()
+		}
+		for _, s := range l.socks {
+			s.Close()
+		}
+	})
+	l.loops.Wait()
+}
+
+// accept survives errors such as running out of descriptors: it waits a
+// little and goes on.
+func (l *listener) accept(s net.Listener) {
+	wait := time.Duration(0)
+	for {
+		c, err := s.Accept()
+		if err == nil {
+			wait = 0
+			l.take(c)
+			continue
+		}
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		l.acceptFailed(s, err)
+		wait = min(max(2*wait, 5*time.Millisecond), time.Second)
+		select {
+		case <-l.stopped:
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
+// acceptFailed reports the error. Out of descriptors, it resets the waiting
+// connections, which would otherwise hang without an answer.
+func (l *listener) acceptFailed(s net.Listener, err error) {
+	text := err.Error()
+	l.lastError.Store(&text)
+	refused := 0
+	if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
+		refused = l.p.spare.refuse(s)
+		for range refused {
+			l.p.count("", string(l.cfg.Load().Kind), ResultOverloaded)
+		}
+	}
+	if skipped, ok := l.p.acceptLines.take(time.Now()); ok {
+		l.p.log().Error().Str("listener", l.cfg.Load().name()).Err(err).Int("refused", refused).
+			Int("suppressed", skipped).Msg("cannot accept connections")
+	}
+}
+
+// take serves one connection in its own goroutine.
+func (l *listener) take(c net.Conn) {
+	if !l.p.enter() {
+		newConn(c, nil).reset()
+		return
+	}
+	l.open.Add(1)
+	l.total.Add(1)
+	go func() {
+		defer l.p.leave()
+		defer l.open.Add(-1)
+		l.handle(c)
+	}()
+}
+
+func (l *listener) handle(c net.Conn) {
+	cfg := l.cfg.Load()
+	rec := l.p.newRecord(string(cfg.Kind))
+	rec.listener, rec.from = cfg.Address.String(), addrText(c.RemoteAddr())
+	switch cfg.Kind {
+	case KindForward:
+		l.forward(cfg, rec, c)
+	case KindSOCKS5:
+		l.socks5(cfg, rec, c)
+	case KindConnect:
+		l.connect(cfg, rec, c)
+	case KindTransparent:
+		l.transparent(rec, c)
+	}
+}
+
+// awaitRequest bounds the time until the app has said what it wants: until
+// the returned function is called, the deadline or a drain ends the reads.
+func (l *listener) awaitRequest(c net.Conn) (done func()) {
+	c.SetDeadline(time.Now().Add(requestTimeout))
+	stop := context.AfterFunc(l.p.draining, func() { c.SetDeadline(time.Unix(1, 0)) })
+	return func() {
+		stop()
+		c.SetDeadline(time.Time{})
+	}
+}
+
+func (l *listener) forward(cfg *Listener, rec *record, c net.Conn) {
+	near := newConn(c, nil)
+	if cfg.ProxyProtocol {
+		done := l.awaitRequest(c)
+		from, err := readProxyHeader(c)
+		done()
+		if err != nil {
+			near.reset()
+			rec.failed(&failure{result: ResultBadRequest, reason: err.Error()})
+			return
+		}
+		if from.IsValid() {
+			rec.from = from.String()
+		}
+	}
+	l.run(rec, near, cfg.To, Destination{})
+}
+
+// run carries a connection whose app awaits no answer before its bytes flow:
+// it sees a failure as a reset.
+func (l *listener) run(rec *record, near *conn, to Target, dest Destination) {
+	far, f := l.p.reach(rec, l, to, dest)
+	if f != nil {
+		near.reset()
+		rec.failed(f)
+		return
+	}
+	l.carry(rec, near, far)
+}
+
+func (l *listener) carry(rec *record, near *conn, far far) {
+	l.p.carry(rec, near, far, func(st *state) string {
+		if rec.peer != PeerDirect && !st.knowsPeer(rec.peer) {
+			return "peer removed from the config"
+		}
+		return ""
+	})
+}
+
+func (l *listener) status() ListenerStatus {
+	cfg := l.cfg.Load()
+	st := ListenerStatus{Kind: cfg.Kind, Address: cfg.Address.String(), Open: l.open.Load(), Total: l.total.Load()}
+	for _, s := range l.socks {
+		st.Bound = append(st.Bound, s.Addr().String())
+	}
+	if text := l.lastError.Load(); text != nil {
+		st.LastError = *text
+	}
+	return st
+}
+
+// addrText writes an app's address as OPEN carries it: ip:port, or "" for a
+// unix socket.
+func addrText(a net.Addr) string {
+	if t, ok := a.(*net.TCPAddr); ok {
+		return unmapped(t.AddrPort()).String()
+	}
+	return ""
+}
+
+func unmapped(ap netip.AddrPort) netip.AddrPort {
+	return netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port())
+}
+
+// tcpPorts lists the TCP ports of sockets, and whether all of them are out of
+// reach from other hosts.
+func tcpPorts(socks []net.Listener) (ports []uint16, local bool) {
+	local = true
+	for _, s := range socks {
+		if t, ok := s.Addr().(*net.TCPAddr); ok {
+			ap := t.AddrPort()
+			if !slices.Contains(ports, ap.Port()) {
+				ports = append(ports, ap.Port())
+			}
+			local = local && ap.Addr().Unmap().IsLoopback()
+		}
+	}
+	return ports, local
+}

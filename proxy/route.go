@@ -1,0 +1,151 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/sealane/sealane/mux"
+)
+
+// route returns the first route that matches dest.
+//
+// Where dest is an address that an app dialed through a transparent listener,
+// a route's plain host name matches if the address is among those of that
+// name at present. What travels to the peer is then still the address.
+func (st *state) route(ctx context.Context, kind Kind, dest Destination) (Target, *failure) {
+	for _, r := range st.cfg.Routes {
+		if r.Match.Matches(dest) {
+			return r.To, nil
+		}
+		if host, ok := r.Match.HostName(); ok && kind == KindTransparent &&
+			r.Match.matchesPort(dest.Port) && st.names.has(ctx, host, dest.Addr) {
+			return r.To, nil
+		}
+	}
+	return Target{}, &failure{result: ResultNoRoute, reason: fmt.Sprintf("no route matches %v", dest)}
+}
+
+// routeFresh is route, but looks names up again before it gives up: the app
+// may have got a newer answer than this node.
+func (st *state) routeFresh(ctx context.Context, kind Kind, dest Destination) (Target, *failure) {
+	to, f := st.route(ctx, kind, dest)
+	if f == nil || len(st.names.hosts) == 0 {
+		return to, f
+	}
+	st.names.refreshAll(ctx, nameMinAge)
+	return st.route(ctx, kind, dest)
+}
+
+// reach opens the way to where an app's connection goes: dest by the routes,
+// or to for a forward listener.
+func (p *Proxy) reach(rec *record, l *listener, to Target, dest Destination) (far, *failure) {
+	st := p.state.Load()
+	timeout := st.dialTimeout()
+	// The peer has the same time to dial its target. A little more here lets
+	// its answer, which says what failed, arrive first.
+	ctx, cancel := context.WithTimeout(p.ctx, timeout+max(timeout/5, 100*time.Millisecond))
+	defer cancel()
+	if to == (Target{}) {
+		var f *failure
+		if to, f = st.routeFresh(ctx, Kind(rec.via), dest); f != nil {
+			return nil, f
+		}
+	}
+	if to.Direct {
+		rec.peer = PeerDirect
+		return st.direct(ctx, rec, l, dest)
+	}
+	rec.peer = to.Peer
+	return p.openStream(ctx, rec, to, dest)
+}
+
+func (p *Proxy) openStream(ctx context.Context, rec *record, to Target, dest Destination) (far, *failure) {
+	o := mux.Open{To: to.Service, From: rec.from, Via: rec.via}
+	if o.To == "" {
+		o.To = dest.String()
+	}
+	if rec.target == "" {
+		rec.target = o.To
+	}
+	s, err := p.opener.Open(ctx, to.Peer, o)
+	if err != nil {
+		return nil, openFailure(ctx, err)
+	}
+	return muxSide{s}, nil
+}
+
+// openFailure says why a peer gave no stream.
+func openFailure(ctx context.Context, err error) *failure {
+	var oe *mux.OpenError
+	switch {
+	case errors.As(err, &oe):
+		f := &failure{result: ResultDenied, reason: "the peer says: " + oe.Error()}
+		switch oe.Status {
+		case mux.StatusUnknownService:
+			f.result = ResultUnknownService
+		case mux.StatusRefused:
+			f.result = ResultRefused
+		case mux.StatusUnreachable:
+			f.result = ResultUnreachable
+		case mux.StatusTimedOut:
+			f.result = ResultTimedOut
+		case mux.StatusNameNotFound:
+			f.result = ResultNameNotFound
+		case mux.StatusOverloaded:
+			f.result = ResultOverloaded
+		}
+		return f
+	case errors.Is(err, mux.ErrNoLink), errors.Is(err, mux.ErrUnknownPeer):
+		return &failure{result: ResultNoLink, reason: err.Error()}
+	case errors.Is(ctx.Err(), context.Canceled), errors.Is(err, mux.ErrClosed):
+		return &failure{result: ResultCut, reason: "shutting down"}
+	case ctx.Err() != nil:
+		return &failure{result: ResultTimedOut, reason: "the peer did not answer in time"}
+	}
+	return &failure{result: ResultNoLink, reason: err.Error()}
+}
+
+// direct dials dest from here, in plaintext. Ports that this process listens
+// on are refused. Through a listener that others than this host's users can
+// reach, so are the addresses that egress refuses, unless the route's match
+// names them literally.
+func (st *state) direct(ctx context.Context, rec *record, l *listener, dest Destination) (far, *failure) {
+	addrs, f := st.dialer.lookup(ctx, dest)
+	if f != nil {
+		return nil, f
+	}
+	why := ""
+	addrs = slices.DeleteFunc(addrs, func(a netip.Addr) bool {
+		reason, refused := st.policy.own.refuses(a, dest.Port)
+		if !refused && !l.local {
+			reason, refused = st.refusesDirect(a, dest.Port)
+		}
+		if refused {
+			why = reason
+		}
+		return refused
+	})
+	if len(addrs) == 0 {
+		return nil, &failure{result: ResultDenied, reason: why}
+	}
+	c, f := st.dialer.dialAny(ctx, addrs, dest.Port)
+	if f != nil {
+		return nil, f
+	}
+	rec.dialed = c.RemoteAddr().String()
+	return directSide{newConn(c, nil)}, nil
+}
+
+func (st *state) refusesDirect(a netip.Addr, port uint16) (string, bool) {
+	r, ok := special(a)
+	if !ok || slices.ContainsFunc(st.cfg.Routes, func(route Route) bool {
+		return route.To.Direct && route.Match.namesLiterally(a, port, r)
+	}) {
+		return "", false
+	}
+	return fmt.Sprintf("%v is %s and no direct route names it literally", netip.AddrPortFrom(a, port), r.what), true
+}
