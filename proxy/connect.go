@@ -8,6 +8,8 @@ import (
 	"net"
 	"strings"
 	"time"
+
+	"github.com/sealane/sealane/mux"
 )
 
 // maxConnectHead bounds a CONNECT request's head.
@@ -28,8 +30,8 @@ func (l *listener) connect(cfg *Listener, rec *record, c net.Conn) {
 	switch {
 	case errors.As(err, &bad):
 		writeAnswer(c, bad.status, bad.header, bad.reason)
-		closeRefused(c)
 		rec.failed(&failure{result: bad.result, reason: bad.reason})
+		closeRefused(c)
 		return
 	case err != nil:
 		newConn(c, nil).reset()
@@ -41,12 +43,12 @@ func (l *listener) connect(cfg *Listener, rec *record, c net.Conn) {
 	c.SetWriteDeadline(time.Now().Add(requestTimeout))
 	if f != nil {
 		writeAnswer(c, connectStatus(f.result), "", string(f.result))
-		closeRefused(c)
 		rec.failed(f)
+		closeRefused(c)
 		return
 	}
 	if _, err := c.Write([]byte("HTTP/1.1 200 Connection established\r\n\r\n")); err != nil {
-		far.abort(0)
+		far.abort(mux.ResetApp)
 		newConn(c, nil).reset()
 		rec.failed(&failure{result: ResultReset, reason: "the app went away before the answer"})
 		return

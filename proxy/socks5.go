@@ -13,6 +13,8 @@ import (
 	socks5 "github.com/armon/go-socks5"
 	// go-socks5 still takes its contexts from here.
 	netctx "golang.org/x/net/context"
+
+	"github.com/sealane/sealane/mux"
 )
 
 // Replies of RFC 1928.
@@ -60,14 +62,14 @@ func (l *listener) socks5(cfg *Listener, rec *record, c net.Conn) {
 	h.requested()
 	switch {
 	case h.failure != nil:
-		h.hangUp()
 		rec.failed(h.failure)
+		closeRefused(c)
 	case h.far == nil:
-		h.hangUp()
 		rec.failed(&failure{result: ResultBadRequest, reason: h.explain(err)})
+		closeRefused(c)
 	case !h.replied:
-		h.far.abort(0)
-		h.hangUp()
+		h.far.abort(mux.ResetApp)
+		newConn(c, nil).reset()
 		rec.failed(&failure{result: ResultReset, reason: "the app went away before the reply"})
 	default:
 		l.carry(rec, newConn(c, h.ahead), h.far)
@@ -121,10 +123,6 @@ func (h *socksHandshake) explain(err error) string {
 	}
 	return fmt.Sprintf("SOCKS5 handshake failed: %q", err.Error())
 }
-
-// hangUp closes a connection that was refused. The client reads the reply,
-// if there was one, and then the end.
-func (h *socksHandshake) hangUp() { closeRefused(h.client) }
 
 // A socksConn is the client's connection as go-socks5 sees it.
 type socksConn struct {
