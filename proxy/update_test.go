@@ -1,0 +1,346 @@
+package proxy
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+func stateConfig(n *node) Config { return n.state.Load().cfg }
+
+// What a new config no longer allows is reset at once; the rest is not touched.
+func TestUpdateRevokes(t *testing.T) {
+	target := newTarget(t, "", echo)
+	other := newTarget(t, "", echo)
+	n := newNodes(t,
+		Config{
+			Peers:     []string{"db"},
+			Listeners: []Listener{listenOn(t, KindForward, "127.0.0.1:0"), listenOn(t, KindSOCKS5, "127.0.0.1:0")},
+			Routes:    []Route{routeTo(t, "*:*", Target{Peer: "db"})},
+		},
+		Config{
+			Peers:    []string{"web", "spare"},
+			Services: serviceAt(t, target),
+			Egress:   []EgressRule{egressFor(t, "web", "127.0.0.1:*")},
+		})
+	service := dialTo(t, "tcp", n.web.addr(0))
+	say(t, service, "service")
+	_, egress := exchange(t, n.web.addr(1), socksRequest(1, "127.0.0.1", portOf(t, target)))
+	say(t, egress, "egress")
+	_, egress2 := exchange(t, n.web.addr(1), socksRequest(1, "127.0.0.1", portOf(t, other)))
+	say(t, egress2, "egress")
+
+	// Nothing that matters to these streams changes.
+	cfg := stateConfig(n.db)
+	cfg.Services = append(serviceAt(t, other), Service{Name: "more", Address: cfg.Services[0].Address, Allow: []string{"spare"}})
+	if err := n.db.update(cfg); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []net.Conn{service, egress, egress2} {
+		say(t, c, "untouched")
+	}
+
+	// Egress is narrowed to the port of one of the two.
+	cfg.Egress = []EgressRule{egressFor(t, "web", "127.0.0.1:"+strconv.Itoa(int(portOf(t, other))))}
+	if err := n.db.update(cfg); err != nil {
+		t.Fatal(err)
+	}
+	wantReset(t, egress)
+	say(t, egress2, "untouched")
+	n.db.log.want(t, "via=egress", "result=cut", "reason=no longer allowed by the config")
+
+	// The service goes to another peer.
+	cfg.Services[0].Allow = []string{"spare"}
+	if err := n.db.update(cfg); err != nil {
+		t.Fatal(err)
+	}
+	wantReset(t, service)
+	say(t, egress2, "untouched")
+
+	// The entry drops the peer.
+	entry := stateConfig(n.web)
+	entry.Peers = []string{"another"}
+	entry.Listeners, entry.Routes = nil, nil
+	if err := n.web.update(entry); err != nil {
+		t.Fatal(err)
+	}
+	wantReset(t, egress2)
+	n.web.log.want(t, "result=cut", "reason=peer removed from the config")
+}
+
+func TestUpdateExitDropsPeer(t *testing.T) {
+	n := newNodes(t, Config{Listeners: []Listener{listenOn(t, KindForward, "127.0.0.1:0")}},
+		Config{Peers: []string{"web"}, Services: serviceAt(t, newTarget(t, "", echo))})
+	c := dialTo(t, "tcp", n.web.addr(0))
+	say(t, c, "x")
+	if err := n.db.update(Config{Peers: []string{"other"}}); err != nil {
+		t.Fatal(err)
+	}
+	wantReset(t, c)
+	n.db.log.want(t, "result=cut", "reason=peer removed from the config")
+}
+
+// Taking a listener away closes its port; its connections go on.
+func TestUpdateListeners(t *testing.T) {
+	target := newTarget(t, "", echo)
+	n := newNodes(t, Config{Listeners: []Listener{listenOn(t, KindForward, "127.0.0.1:0"), listenOn(t, KindForward, "[::1]:0")}},
+		Config{Services: serviceAt(t, target)})
+	keeps, goes := n.web.addr(0), n.web.addr(1)
+	c := dialTo(t, "tcp", goes)
+	say(t, c, "before")
+	cfg := stateConfig(n.web)
+	path := socketPath(t)
+	cfg.Listeners = []Listener{listenOn(t, KindForward, "unix:"+path), cfg.Listeners[0]}
+	if err := n.web.update(cfg); err != nil {
+		t.Fatal(err)
+	}
+	say(t, c, "after")
+	if c, err := net.Dial("tcp", goes); err == nil {
+		c.Close()
+		t.Error("the old listener still accepts")
+	}
+	roundTrip(t, dialTo(t, "tcp", keeps), "kept")
+	roundTrip(t, dialTo(t, "unix", path), "new")
+	if got := n.web.Status(); len(got) != 2 || got[0].Bound[0] != path || got[1].Bound[0] != keeps {
+		t.Errorf("status %+v", got)
+	}
+
+	cfg.Listeners = cfg.Listeners[1:]
+	if err := n.web.update(cfg); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the socket's file is still there: %v", err)
+	}
+}
+
+// A listener's config changes while its socket stays.
+func TestUpdateListenerInPlace(t *testing.T) {
+	target := newTarget(t, "", echo)
+	l := listenOn(t, KindSOCKS5, "127.0.0.1:0")
+	cfg := Config{Listeners: []Listener{l}, Routes: []Route{routeTo(t, "*:*", Target{Peer: "db"})}}
+	n := newNodes(t, cfg, Config{Services: serviceAt(t, target), Egress: []EgressRule{egressFor(t, "web", "127.0.0.1:*")}})
+	addr := n.web.addr(0)
+	l.Users = []User{{"ann", "secret"}}
+	cfg.Listeners = []Listener{l}
+	if err := n.web.update(cfg); err != nil {
+		t.Fatal(err)
+	}
+	c := dialTo(t, "tcp", addr)
+	c.Write([]byte{5, 1, 0})
+	hear(t, c, "\x05\xff")
+	forward := listenOn(t, KindForward, "127.0.0.1:0")
+	cfg.Listeners = []Listener{forward}
+	if err := n.web.update(cfg); err != nil {
+		t.Fatal(err)
+	}
+	roundTrip(t, dialTo(t, "tcp", addr), "now a forward")
+}
+
+// A port that is taken changes nothing, and says which listener it was.
+func TestUpdateFailureChangesNothing(t *testing.T) {
+	target := newTarget(t, "", echo)
+	n := newNodes(t, Config{Listeners: []Listener{listenOn(t, KindForward, "127.0.0.1:0")}}, Config{Services: serviceAt(t, target)})
+	before := n.web.addr(0)
+	c := dialTo(t, "tcp", before)
+	say(t, c, "x")
+	path := socketPath(t)
+	_, port, _ := net.SplitHostPort(before)
+	cfg := stateConfig(n.web)
+	cfg.Listeners = []Listener{
+		listenOn(t, KindForward, "unix:"+path), // would work
+		listenOn(t, KindForward, "127.0.0.2:"+port),
+		listenOn(t, KindForward, target),
+	}
+	cfg.Peers = []string{"db"}
+	err := n.web.update(cfg)
+	if err == nil || !strings.Contains(err.Error(), "listener forward "+target) || !errors.Is(err, syscall.EADDRINUSE) {
+		t.Fatalf("%v", err)
+	}
+	say(t, c, "y")
+	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a socket was left behind: %v", err)
+	}
+	if got := n.web.Status(); len(got) != 1 || got[0].Bound[0] != before {
+		t.Errorf("status %+v", got)
+	}
+	roundTrip(t, dialTo(t, "tcp", before), "as before")
+
+	bad := stateConfig(n.db)
+	bad.Services[0].Allow = nil
+	if err := n.db.Update(bad); err == nil {
+		t.Error("a service without allow was taken")
+	}
+}
+
+// The same port on another address has to displace the old listener first;
+// if the rest of the config fails then, it comes back.
+func TestUpdateSamePortOtherAddress(t *testing.T) {
+	target := newTarget(t, "", echo)
+	port := strconv.Itoa(int(closedPort(t)))
+	n := newNodes(t, Config{Listeners: []Listener{listenOn(t, KindForward, "127.0.0.1:"+port)}}, Config{Services: serviceAt(t, target)})
+	cfg := stateConfig(n.web)
+	wide := listenOn(t, KindForward, "0.0.0.0:"+port)
+	cfg.Listeners = []Listener{wide, listenOn(t, KindForward, target)}
+	if err := n.web.update(cfg); err == nil {
+		t.Fatal("a port that is taken was bound")
+	}
+	roundTrip(t, dialTo(t, "tcp", "127.0.0.1:"+port), "as before")
+	cfg.Listeners = []Listener{wide}
+	if err := n.web.update(cfg); err != nil {
+		t.Fatal(err)
+	}
+	roundTrip(t, dialTo(t, "tcp", "127.0.0.2:"+port), "wider")
+	cfg.Listeners = []Listener{listenOn(t, KindForward, "127.0.0.1:"+port)}
+	if err := n.web.update(cfg); err != nil {
+		t.Fatal(err)
+	}
+	roundTrip(t, dialTo(t, "tcp", "127.0.0.1:"+port), "narrow again")
+	if c, err := net.Dial("tcp", "127.0.0.2:"+port); err == nil {
+		c.Close()
+		t.Error("still bound to every address")
+	}
+}
+
+// Reloads under traffic cost no connection.
+func TestUpdateUnderLoad(t *testing.T) {
+	n := newNodes(t, Config{Listeners: []Listener{listenOn(t, KindForward, "127.0.0.1:0")}}, Config{Services: serviceAt(t, newTarget(t, "", echo))})
+	addr := n.web.addr(0)
+	stop := make(chan struct{})
+	errs := make(chan error, 8)
+	payload := bytes.Repeat([]byte("x"), 8<<10)
+	for range 8 {
+		go func() {
+			errs <- func() error {
+				for {
+					select {
+					case <-stop:
+						return nil
+					default:
+					}
+					c, err := net.Dial("tcp", addr)
+					if err != nil {
+						return err
+					}
+					c.Write(payload)
+					c.(*net.TCPConn).CloseWrite()
+					got, err := io.ReadAll(c)
+					c.Close()
+					if err != nil || len(got) != len(payload) {
+						return errors.Join(err, errors.New("short answer"))
+					}
+				}
+			}()
+		}()
+	}
+	for i := range 20 {
+		cfg := stateConfig(n.web)
+		cfg.Timeouts.Idle = time.Hour + time.Duration(i)
+		if err := n.web.update(cfg); err != nil {
+			t.Error(err)
+		}
+		if err := n.db.update(stateConfig(n.db)); err != nil {
+			t.Error(err)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	close(stop)
+	for range 8 {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestDrain(t *testing.T) {
+	n := forwardNodes(t, newTarget(t, "", echo), Timeouts{})
+	addr := n.web.addr(0)
+	c := dialTo(t, "tcp", addr)
+	say(t, c, "before")
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	done := make(chan int)
+	go func() { done <- n.web.Drain(ctx) }()
+	eventually(t, "the listener closes", func() bool {
+		c, err := net.Dial("tcp", addr)
+		if err == nil {
+			c.Close()
+		}
+		return err != nil
+	})
+	say(t, c, "still served")
+	select {
+	case <-done:
+		t.Fatal("the drain ended before the connection")
+	default:
+	}
+	roundTrip(t, c, "to its end")
+	if cut := <-done; cut != 0 {
+		t.Errorf("%d cut", cut)
+	}
+}
+
+func TestDrainCuts(t *testing.T) {
+	n := forwardNodes(t, newTarget(t, "", echo), Timeouts{})
+	var conns []net.Conn
+	for range 3 {
+		c := dialTo(t, "tcp", n.web.addr(0))
+		say(t, c, "x")
+		conns = append(conns, c)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if cut := n.web.Drain(ctx); cut != 3 {
+		t.Errorf("%d cut, want 3", cut)
+	}
+	for _, c := range conns {
+		wantReset(t, c)
+		n.web.log.want(t, "from="+c.LocalAddr().String(), "result=cut", "reason=cut: the drain's deadline passed")
+	}
+	n.db.log.want(t, "result=cut")
+}
+
+// Out of descriptors, waiting connections are refused, running ones live, and
+// it recovers.
+func TestDescriptorExhaustion(t *testing.T) {
+	n := forwardNodes(t, newTarget(t, "", echo), Timeouts{})
+	c := dialTo(t, "tcp", n.web.addr(0))
+	say(t, c, "x")
+	waiting := dialTo(t, "tcp", n.web.addr(0)) // its own descriptors exist by then
+	say(t, waiting, "x")
+
+	var old syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &old); err != nil {
+		t.Fatal(err)
+	}
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(fd)
+	low := old
+	low.Cur = 3 // every new descriptor is above
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &low); err != nil {
+		t.Fatal(err)
+	}
+	restore := func() { syscall.Setrlimit(syscall.RLIMIT_NOFILE, &old) }
+	defer restore()
+	tcp, _ := net.ResolveTCPAddr("tcp", n.web.addr(0))
+	if err := syscall.Connect(fd, &syscall.SockaddrInet4{Port: tcp.Port, Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the accept error shows", func() bool { return n.web.Status()[0].LastError != "" })
+	say(t, c, "alive")
+	restore()
+	roundTrip(t, dialTo(t, "tcp", n.web.addr(0)), "recovered")
+	say(t, c, "alive")
+}
