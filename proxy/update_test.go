@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"math/rand/v2"
 	"net"
 	"os"
 	"strconv"
@@ -186,7 +187,7 @@ func TestUpdateFailureChangesNothing(t *testing.T) {
 // if the rest of the config fails then, it comes back.
 func TestUpdateSamePortOtherAddress(t *testing.T) {
 	target := newTarget(t, "", echo)
-	port := strconv.Itoa(int(closedPort(t)))
+	port := fixedPort(t)
 	n := newNodes(t, Config{Listeners: []Listener{listenOn(t, KindForward, "127.0.0.1:"+port)}}, Config{Services: serviceAt(t, target)})
 	cfg := stateConfig(n.web)
 	wide := listenOn(t, KindForward, "0.0.0.0:"+port)
@@ -208,6 +209,19 @@ func TestUpdateSamePortOtherAddress(t *testing.T) {
 	if c, err := net.Dial("tcp", "127.0.0.2:"+port); err == nil {
 		c.Close()
 		t.Error("still bound to every address")
+	}
+}
+
+// fixedPort finds a port that is free on every address and that no client's
+// socket may take meanwhile: below those that the kernel hands out.
+func fixedPort(t *testing.T) string {
+	t.Helper()
+	for {
+		port := strconv.Itoa(10000 + rand.IntN(20000))
+		if l, err := net.Listen("tcp", "0.0.0.0:"+port); err == nil {
+			l.Close()
+			return port
+		}
 	}
 }
 
