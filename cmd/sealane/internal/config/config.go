@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sealane/sealane/mux"
 	"github.com/sealane/sealane/proxy"
 	"github.com/sealane/sealane/session"
 )
@@ -43,7 +44,7 @@ type Config struct {
 
 	Transform string
 	Padding   int
-	Peers     []Peer
+	Peers     []mux.Peer
 
 	Listeners []proxy.Listener
 	Routes    []proxy.Route
@@ -52,14 +53,6 @@ type Config struct {
 
 	Limits   Limits
 	Timeouts Timeouts
-}
-
-// A Peer is another node.
-type Peer struct {
-	Name      string
-	Keys      []session.PublicKey
-	Addresses []string // none if the peer only dials us
-	Links     int
 }
 
 // Limits bound what peers and apps can make this process hold.
@@ -75,7 +68,8 @@ type Timeouts struct {
 	Handshake, Dial, Idle, HalfClose, Drain time.Duration
 }
 
-func defaults(file string) *Config {
+// Default is the config of a file that sets nothing.
+func Default(file string) *Config {
 	return &Config{
 		File: file, Files: []string{file},
 		LogLevel: "info", LogFormat: "json", Transform: "json",
@@ -85,7 +79,7 @@ func defaults(file string) *Config {
 }
 
 // Load reads the config file and what it names. getenv gives the SEALANE_*
-// overrides; an empty value is none. The error is an Errors with every error,
+// overrides; an empty value is none. The error is an *Invalid with every error,
 // unless the file cannot be read at all.
 func Load(file string, getenv func(string) string) (*Config, error) {
 	src, err := readFile(file, maxFile, anyone)
@@ -98,7 +92,7 @@ func Load(file string, getenv func(string) string) (*Config, error) {
 func parse(file string, src []byte, getenv func(string) string) (*Config, error) {
 	l := &loader{
 		decoder: decoder{file: file},
-		Config:  defaults(file),
+		Config:  Default(file),
 		dir:     filepath.Dir(file),
 		content: sha256.New(),
 		keys:    make(map[session.PublicKey]keyPlace),
@@ -109,7 +103,7 @@ func parse(file string, src []byte, getenv func(string) string) (*Config, error)
 	var syntax *syntaxError
 	if errors.As(err, &syntax) {
 		l.fail(syntax.at, "%s", syntax.message)
-		return nil, l.errs
+		return nil, l.invalid()
 	}
 	if root.kind == mapping {
 		override(root, getenv)
@@ -117,8 +111,7 @@ func parse(file string, src []byte, getenv func(string) string) (*Config, error)
 	l.root(root)
 	l.crossCheck()
 	if len(l.errs) > 0 {
-		l.errs.sort()
-		return nil, l.errs
+		return nil, l.invalid()
 	}
 	l.Revision = hex.EncodeToString(l.content.Sum(nil)[:6])
 	return l.Config, nil

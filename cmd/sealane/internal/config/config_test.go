@@ -370,12 +370,15 @@ func FuzzConfig(f *testing.F) {
 		if err == nil && c.Key == nil {
 			t.Error("accepted without a key")
 		}
-		errs, ok := err.(Errors)
-		if err != nil && (!ok || len(errs) == 0) {
-			t.Errorf("not a list of errors: %v", err)
+		if err == nil {
+			return
+		}
+		invalid, ok := err.(*Invalid)
+		if !ok || len(invalid.Errors) == 0 || len(invalid.Files) == 0 {
+			t.Fatalf("not a list of errors: %v", err)
 		}
 		lines := bytes.Count(src, []byte("\n")) + bytes.Count(src, []byte("\r")) + 1
-		for _, e := range errs {
+		for _, e := range invalid.Errors {
 			if e.Line < 1 || e.Line > lines || e.Column < 1 || strings.ContainsAny(e.Message, "\r\n") {
 				t.Errorf("bad error %#v", e)
 			}

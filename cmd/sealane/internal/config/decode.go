@@ -14,7 +14,7 @@ import (
 // A decoder collects the errors of one config, so that all are reported.
 type decoder struct {
 	file string
-	errs Errors
+	errs []Error
 }
 
 func (d *decoder) fail(at position, format string, args ...any) {

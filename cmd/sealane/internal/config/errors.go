@@ -32,19 +32,25 @@ func (e Error) Error() string {
 	return fmt.Sprintf("%s:%d:%d: %s", e.File, e.Line, e.Column, e.Message)
 }
 
-// Errors is every error of a config, in the order of the file.
-type Errors []Error
+// Invalid is what Load returns for a config with errors: all of them, in the
+// order of the file, and the files that were read or looked for, a change of
+// which may mend it.
+type Invalid struct {
+	Errors []Error
+	Files  []string
+}
 
-func (e Errors) Error() string {
-	lines := make([]string, len(e))
-	for i := range e {
-		lines[i] = e[i].Error()
+func (e *Invalid) Error() string {
+	lines := make([]string, len(e.Errors))
+	for i := range e.Errors {
+		lines[i] = e.Errors[i].Error()
 	}
 	return strings.Join(lines, "\n")
 }
 
-func (e Errors) sort() {
-	slices.SortStableFunc(e, func(a, b Error) int {
+func (l *loader) invalid() *Invalid {
+	slices.SortStableFunc(l.errs, func(a, b Error) int {
 		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
 	})
+	return &Invalid{l.errs, l.Files}
 }

@@ -8,12 +8,13 @@ import (
 	"strings"
 	"unicode"
 
+	"github.com/sealane/sealane/mux"
 	"github.com/sealane/sealane/proxy"
 	"github.com/sealane/sealane/session"
 )
 
 func (l *loader) peer(n *node) {
-	p := Peer{Links: 1}
+	p := mux.Peer{Links: 1}
 	l.fields(n, "a peer",
 		field{"name", func(n *node) {
 			assign(&p.Name)(parsed(&l.decoder, n, "name", checkName))

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/sealane/sealane/cmd/sealane/internal/config"
+	"github.com/sealane/sealane/mux"
 	"github.com/sealane/sealane/proxy"
 )
 
@@ -14,7 +15,7 @@ func TestNeedsOfAConfig(t *testing.T) {
 		Files:  []string{"/c/sealane.yaml", "/c/node.key"},
 		Listen: proxy.Endpoint{Network: "tcp", Address: ":7423"},
 		Admin:  proxy.Endpoint{Network: "unix", Address: "/run/sealane/admin.sock"},
-		Peers:  []config.Peer{{Name: "db", Addresses: []string{"db.internal:7400", "[::1]:7401"}}, {Name: "web"}},
+		Peers:  []mux.Peer{{Name: "db", Addresses: []string{"db.internal:7400", "[::1]:7401"}}, {Name: "web"}},
 		Listeners: []proxy.Listener{
 			{Kind: proxy.KindSOCKS5, Address: proxy.Endpoint{Network: "tcp", Address: "127.0.0.1:0"}},
 			{Kind: proxy.KindForward, Address: proxy.Endpoint{Network: "unix", Address: "@name"}},
