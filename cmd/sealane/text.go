@@ -12,17 +12,36 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
+	"strconv"
 	"strings"
 
 	"github.com/sealane/sealane/k8s/inject"
 	"github.com/sealane/sealane/k8s/redirect"
+	"github.com/sealane/sealane/mux"
+	"github.com/sealane/sealane/proxy"
+	"github.com/sealane/sealane/session"
 )
 
 // commands is the table of subcommands, in the order of the help.
 func commands() []*command {
 	config := option{"c", "FILE", "the config file (default: the variable SEALANE_CONFIG)"}
 	return []*command{
+		{
+			name: "demo", run: runDemo,
+			summary: "show two sidecars at work on this host",
+			details: "Starts a small app and two sidecars on loopback, fetches a page through them, and shows what\n" +
+				"went over the link beside what the app and its client said. Needs no config and no root.",
+			options: []option{{"once", "", "end after that; else it goes on until Ctrl-C, to be tried with curl"}},
+		},
+		{
+			name: "run", run: runRun,
+			summary: "run the sidecar",
+			details: "TERM and INT drain it: nothing new is taken, connections finish until timeouts.drain, and a\n" +
+				"second signal cuts them. HUP reloads the config and keys. Logs go to stderr.",
+			options: []option{config, {"watch", "", "reload when a file of the config changes, too"}},
+		},
 		{
 			name: "check", run: runCheck,
 			summary: "check a config file",
@@ -54,6 +73,17 @@ func commands() []*command {
 			summary: "print the public key of a key file",
 			details: "Prints the 43 characters that the peers list under keys.",
 			options: []option{{"identity", "", "print an SDMP identity container instead, with the key and its fingerprint"}},
+		},
+		{
+			name: "status", run: runStatus,
+			summary: "show the state of a running sidecar",
+			details: "Asks the admin endpoint for its peers, links, listeners, connections and recent refusals.",
+			options: []option{
+				{"admin", "ADDR", "HOST:PORT or unix:PATH (default: the variable SEALANE_ADMIN, else " + defaultAdmin + ")"},
+				{"json", "", "as JSON"},
+				{"ready", "", "only exit with 0 if ready, else with 1; for exec probes"},
+				{"watch", "", "show it anew every second, with rates"},
+			},
 		},
 		{
 			name: "redirect", arguments: "up|down|show", main: redirect.Main,
@@ -110,6 +140,23 @@ func errUnknownCommand(name string) error {
 	return fmt.Errorf("there is no command %q", name)
 }
 
+func errNoAdmin(address string, err error) error {
+	var reason *net.OpError
+	if errors.As(err, &reason) {
+		err = reason.Err
+	}
+	return fmt.Errorf("no answer from the admin address %s (%w); is sealane running there, with admin in its config?", address, err)
+}
+
+// showReady says what a sidecar that is not ready waits for.
+func (p *process) showReady(err error) int {
+	if err != nil {
+		return p.fail(err)
+	}
+	fmt.Fprintln(p.stdout, "ready")
+	return exitOK
+}
+
 // usageError says what was wrong with the arguments and where the help is.
 func (p *process) usageError(command string, err error) int {
 	where := "sealane"
@@ -131,4 +178,75 @@ func (p *process) fail(err error) int {
 func (p *process) badConfig(err error) int {
 	fmt.Fprintln(p.stderr, err)
 	return exitConfig
+}
+
+// refusalText says in one line who asked for what and why it came to nothing.
+func refusalText(r proxy.Refusal) string {
+	target := "a connection"
+	if r.Target != "" {
+		target = strconv.Quote(r.Target)
+	}
+	who := ""
+	if r.From != "" {
+		who = " for " + strconv.Quote(r.From)
+	}
+	return fmt.Sprintf("%s%s by %s: %s", target, who, r.Via, r.Reason)
+}
+
+// linkProblems say why an attempt at a link failed, and where to look.
+var linkProblems = map[mux.LinkResult]string{
+	mux.LinkUnreachable: "no address of the peer can be connected to; check its address, and that it runs",
+	mux.LinkRejected:    "the other end refused the handshake; check that the peer's key is the one at that address",
+	mux.LinkNotFound:    "the peer does not know this node's key; add it to the peer's config",
+	mux.LinkUnknown:     "a node with a key of no peer was turned away",
+	mux.LinkViolation:   "the link ended because of a byte that does not belong",
+	mux.LinkTimedOut:    "the handshake took too long",
+	mux.LinkLimited:     "a limit of this node was reached (limits.links, limits.handshakes)",
+	mux.LinkBroken:      "the connection ended during the handshake",
+}
+
+func violationText(rule session.Rule) string {
+	return fmt.Sprintf("a link was ended because it broke rule %s of SPEC.md", rule)
+}
+
+func (p *process) demoIntroduction(d *demo) {
+	fmt.Fprintf(p.stdout, `A client, an app and two sidecars, all on this host:
+
+  client -> %s (forward) or %s (SOCKS5)
+         -> sidecar of the client  ==== sealed link through %s ====>  sidecar of the app
+         -> the app on 127.0.0.1:%s, which speaks plain HTTP
+
+`, d.near.listenerAddress(0), d.near.listenerAddress(1), d.capture.address(), d.appPort)
+}
+
+func (p *process) demoExchange(e *exchange) {
+	fmt.Fprintf(p.stdout, "Fetched %s: %s\n  %s\n  by hand: %s\n\n", e.what, e.status, strings.TrimSpace(string(e.body)), e.curl)
+}
+
+// wireShown is how much of each container the demo shows, and textsShown of how
+// many in each direction.
+const (
+	wireShown  = 120
+	textsShown = 4
+)
+
+func (p *process) demoWire(e *exchange, out, in []string) {
+	fmt.Fprintf(p.stdout, "What the client and the app said %s:\n\n", e.what)
+	for line := range strings.Lines(string(e.request) + string(e.response)) {
+		fmt.Fprintf(p.stdout, "  %s\n", strings.TrimRight(line, "\r\n"))
+	}
+	fmt.Fprintf(p.stdout, "\nWhat went over the link meanwhile, the first %d characters of each container:\n", wireShown)
+	p.demoTexts("to the app's sidecar", out)
+	p.demoTexts("back to the client's sidecar", in)
+}
+
+func (p *process) demoTexts(direction string, texts []string) {
+	fmt.Fprintf(p.stdout, "\n%s (%s):\n", direction, count(len(texts), "container"))
+	for _, text := range texts[:min(len(texts), textsShown)] {
+		fmt.Fprintln(p.stdout, text[:min(len(text), wireShown)])
+	}
+}
+
+func (p *process) demoInvitation(d *demo) {
+	fmt.Fprintf(p.stdout, "\nTry the curl lines above, or look at http://%s/ in a browser. Ctrl-C ends the demo.\n", d.near.adminAddress())
 }

@@ -1,0 +1,501 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/sealane/sealane/cmd/sealane/internal/config"
+	"github.com/sealane/sealane/mux"
+	"github.com/sealane/sealane/proxy"
+	"github.com/sealane/sealane/session"
+)
+
+// A node is one running sidecar: a mux, a proxy, and what shows their state.
+type node struct {
+	logger  zerolog.Logger
+	options nodeOptions
+	mux     *mux.Mux
+	proxy   *proxy.Proxy
+	metrics *metrics
+	events  *events
+	started time.Time
+	serving sync.WaitGroup // of links
+	warning sync.WaitGroup // of peers whose name is unknown
+	ctx     context.Context
+	cancel  context.CancelFunc
+
+	mu       sync.Mutex
+	cfg      *config.Config
+	loaded   time.Time
+	reloads  [2]uint64 // good and bad
+	lastBad  string    // the error of the last reload, "" if it was good
+	draining bool
+	links    net.Listener // nil if there is none
+	admin    *adminServer // nil if there is none
+	problems map[string]string
+}
+
+// nodeOptions are what is not in the config.
+type nodeOptions struct {
+	sockets sockets
+	// resolve replaces the system's resolver for targets, if not nil.
+	resolve func(ctx context.Context, host string) ([]netip.Addr, error)
+}
+
+// startNode starts a sidecar. Its error says what to do, and then nothing runs.
+func startNode(cfg *config.Config, log zerolog.Logger, options nodeOptions) (_ *node, err error) {
+	n := &node{
+		logger: log, options: options, metrics: newMetrics(), events: &events{},
+		started: time.Now(), cfg: cfg, loaded: time.Now(), problems: make(map[string]string),
+	}
+	n.ctx, n.cancel = context.WithCancel(context.Background())
+	var admin net.Listener
+	defer func() {
+		if err != nil {
+			n.abandon(admin)
+		}
+	}()
+	if n.links, err = n.bind("listen", cfg.Listen); err != nil {
+		return nil, err
+	}
+	if admin, err = n.bind("admin", cfg.Admin); err != nil {
+		return nil, err
+	}
+	n.metrics.setPeers(nil, peerNames(cfg))
+	if n.mux, err = mux.New(n.muxConfig(cfg)); err != nil {
+		return nil, err
+	}
+	if n.proxy, err = proxy.New(n.proxyConfig(cfg, n.links, admin), n.mux); err != nil {
+		return nil, err
+	}
+	if err := n.proxy.Start(); err != nil {
+		return nil, err
+	}
+	n.mux.Start()
+	n.serve(n.links)
+	n.metrics.watch(n)
+	if admin != nil {
+		n.admin = startAdmin(admin, n, cfg.AdminUnsafe)
+	}
+	n.warnOfNames(cfg)
+	n.logStart()
+	return n, nil
+}
+
+// abandon undoes a start that failed.
+func (n *node) abandon(admin net.Listener) {
+	n.cancel()
+	for _, l := range []net.Listener{n.links, admin} {
+		if l != nil {
+			l.Close()
+		}
+	}
+	if n.proxy != nil {
+		n.proxy.Close()
+	}
+	if n.mux != nil {
+		n.mux.Close()
+	}
+}
+
+// bind listens on the address of a key, if it is set.
+func (n *node) bind(key string, e proxy.Endpoint) (net.Listener, error) {
+	if e == (proxy.Endpoint{}) {
+		return nil, nil
+	}
+	return n.options.sockets.listen(key, e)
+}
+
+func (n *node) serve(l net.Listener) {
+	if l == nil {
+		return
+	}
+	n.serving.Go(func() {
+		if err := n.mux.Serve(l); err != nil && !errors.Is(err, net.ErrClosed) {
+			n.logger.Error().Err(err).Msg("links from peers are no longer accepted")
+		}
+	})
+}
+
+func (n *node) muxConfig(c *config.Config) mux.Config {
+	return mux.Config{
+		Session: session.Config{Key: c.Key, Transform: c.Transform, Padding: c.Padding},
+		Peers:   c.Peers,
+		Links:   c.Limits.Links, StreamsPerPeer: c.Limits.StreamsPerPeer, Handshakes: c.Limits.Handshakes, Memory: c.Limits.Memory,
+		HandshakeTimeout: c.Timeouts.Handshake, DialTimeout: c.Timeouts.Dial,
+		Handler: func(in *mux.Inbound) { n.proxy.Handle(in) },
+		Log:     n.logger,
+		Hooks: mux.Hooks{
+			Handshake:  n.metrics.observeHandshake,
+			Violation:  n.violation,
+			LinkResult: n.linkResult,
+			LinkUp:     func(peer string) { n.events.add(eventLink, peer, "a link came up") },
+			LinkDown:   func(peer string) { n.events.add(eventLink, peer, "a link went down") },
+			Refused:    n.metrics.observeLimit,
+		},
+	}
+}
+
+func (n *node) proxyConfig(c *config.Config, own ...net.Listener) proxy.Config {
+	p := proxy.Config{
+		Listeners: c.Listeners, Routes: c.Routes, Services: c.Services, Egress: c.Egress,
+		Peers:    peerNames(c),
+		Timeouts: proxy.Timeouts{Dial: c.Timeouts.Dial, Idle: c.Timeouts.Idle, HalfClose: c.Timeouts.HalfClose},
+		Resolve:  n.options.resolve, Activated: n.options.sockets,
+		Log: n.logger,
+		Hooks: proxy.Hooks{
+			StreamOpened: n.metrics.streamOpened,
+			StreamClosed: n.metrics.streamClosed,
+			StreamResult: n.metrics.streamResult,
+			Bytes:        n.metrics.moved,
+		},
+	}
+	for _, l := range own {
+		if port, ok := portOf(l); ok {
+			p.Own = append(p.Own, port)
+		}
+	}
+	return p
+}
+
+func peerNames(c *config.Config) []string {
+	names := make([]string, 0, len(c.Peers))
+	for _, p := range c.Peers {
+		names = append(names, p.Name)
+	}
+	return names
+}
+
+func (n *node) violation(peer string, rule session.Rule) {
+	n.metrics.violations.WithLabelValues(string(rule)).Inc()
+	n.events.add(eventViolation, peer, violationText(rule))
+}
+
+// linkResult counts an attempt at a link and keeps what went wrong, for people.
+func (n *node) linkResult(peer string, result mux.LinkResult) {
+	n.metrics.links.WithLabelValues(peer, string(result)).Inc()
+	problem := linkProblems[result]
+	if problem != "" && result != mux.LinkViolation {
+		n.events.add(eventLink, peer, problem)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.problems[peer] = problem
+}
+
+// warnOfNames looks the peers' names up once, so that a misspelt one is
+// noticed. It is no error: the name may be known later, and is looked up anew
+// each time a link is dialed.
+func (n *node) warnOfNames(c *config.Config) {
+	for _, p := range c.Peers {
+		for _, address := range p.Addresses {
+			n.warning.Go(func() { n.warnOfName(p.Name, address) })
+		}
+	}
+}
+
+func (n *node) warnOfName(peer, address string) {
+	ctx, cancel := context.WithTimeout(n.ctx, 5*time.Second)
+	defer cancel()
+	host, _, err := net.SplitHostPort(address)
+	if err == nil {
+		_, err = net.DefaultResolver.LookupHost(ctx, host)
+	}
+	if err != nil && n.ctx.Err() == nil {
+		n.logger.Warn().Str("peer", peer).Str("address", address).Err(err).
+			Msg("the peer's name has no address now; check the spelling, dialing goes on")
+	}
+}
+
+func (n *node) logStart() {
+	e := n.logger.Info().Str("version", versionName()).Str("public_key", n.cfg.Key.Public().String()).
+		Str("config", n.cfg.File).Str("revision", n.cfg.Revision)
+	if n.links != nil {
+		e.Stringer("listen", n.links.Addr())
+	}
+	if n.admin != nil {
+		e.Stringer("admin", n.admin.listener.Addr())
+	}
+	e.Msg("started")
+	for _, l := range n.proxy.Status() {
+		n.logger.Info().Str("listener", string(l.Kind)).Strs("address", l.Bound).Msg("listening")
+	}
+}
+
+// update applies a config as a whole, or nothing of it.
+func (n *node) update(next *config.Config) (err error) {
+	links, admin, err := n.rebind(next)
+	if err != nil {
+		return err
+	}
+	n.mu.Lock()
+	before, oldLinks, oldAdmin := n.cfg, n.links, n.admin
+	n.mu.Unlock()
+	n.metrics.setPeers(nil, peerNames(next))
+	undo := func() {
+		closeNew(links, oldLinks)
+		closeNew(admin, adminListener(oldAdmin))
+		n.metrics.setPeers(peerNames(next), peerNames(before))
+	}
+	if err := n.proxy.Update(n.proxyConfig(next, links, admin)); err != nil {
+		undo()
+		return err
+	}
+	if err := n.mux.Update(n.muxConfig(next)); err != nil {
+		undo()
+		return errors.Join(err, n.proxy.Update(n.proxyConfig(before, oldLinks, adminListener(oldAdmin))))
+	}
+	n.metrics.setPeers(peerNames(before), peerNames(next))
+	n.adopt(next, links, admin)
+	return nil
+}
+
+// rebind binds the addresses that are new in next. Those that stay keep their
+// listeners.
+func (n *node) rebind(next *config.Config) (links, admin net.Listener, err error) {
+	n.mu.Lock()
+	links, admin = n.links, adminListener(n.admin)
+	before := n.cfg
+	n.mu.Unlock()
+	if next.Listen != before.Listen {
+		if links, err = n.bind("listen", next.Listen); err != nil {
+			return nil, nil, err
+		}
+	}
+	if next.Admin == before.Admin && next.AdminUnsafe == before.AdminUnsafe {
+		return links, admin, nil
+	}
+	if next.Admin == before.Admin {
+		return nil, nil, errors.New("admin_unsafe cannot change alone; restart, or change the admin address too")
+	}
+	old := n.links
+	if admin, err = n.bind("admin", next.Admin); err != nil {
+		closeNew(links, old)
+		return nil, nil, err
+	}
+	return links, admin, nil
+}
+
+func closeNew(l, old net.Listener) {
+	if l != nil && l != old {
+		l.Close()
+	}
+}
+
+func adminListener(a *adminServer) net.Listener {
+	if a == nil {
+		return nil
+	}
+	return a.listener
+}
+
+// adopt makes next the current config and serves on its addresses alone.
+func (n *node) adopt(next *config.Config, links, admin net.Listener) {
+	n.mu.Lock()
+	oldLinks, oldAdmin := n.links, n.admin
+	n.cfg, n.loaded, n.links = next, time.Now(), links
+	if admin != adminListener(oldAdmin) {
+		n.admin = nil
+		if admin != nil {
+			n.admin = startAdmin(admin, n, next.AdminUnsafe)
+		}
+	}
+	n.mu.Unlock()
+	if links != oldLinks {
+		n.serve(links)
+		if oldLinks != nil {
+			oldLinks.Close()
+		}
+	}
+	if oldAdmin != nil && admin != oldAdmin.listener {
+		oldAdmin.close()
+	}
+	n.warnOfNames(next)
+}
+
+// reloaded records and tells how a reload went.
+func (n *node) reloaded(why string, err error) {
+	n.mu.Lock()
+	cfg := n.cfg
+	if err == nil {
+		n.reloads[0]++
+		n.lastBad = ""
+	} else {
+		n.reloads[1]++
+		n.lastBad = err.Error()
+	}
+	n.mu.Unlock()
+	if err != nil {
+		n.metrics.configReloads.WithLabelValues("failed").Inc()
+		n.events.add(eventConfig, "", "a reload was refused, the old config stays: "+err.Error())
+		n.logger.Error().Str("cause", why).Strs("errors", strings.Split(err.Error(), "\n")).Str("revision", cfg.Revision).
+			Msg("reload refused; the old config stays in force")
+		return
+	}
+	n.metrics.configReloads.WithLabelValues("ok").Inc()
+	n.events.add(eventConfig, "", "the config was reloaded")
+	n.logger.Info().Str("cause", why).Str("revision", cfg.Revision).Msg("config reloaded")
+}
+
+func (n *node) config() *config.Config {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.cfg
+}
+
+// drain takes nothing new and waits for what runs, until ctx ends. It returns
+// how many connections had to be cut.
+func (n *node) drain(ctx context.Context) int {
+	n.mu.Lock()
+	n.draining = true
+	n.mu.Unlock()
+	muxCut := make(chan int, 1)
+	go func() {
+		var cut *mux.DrainError
+		if errors.As(n.mux.Drain(ctx), &cut) {
+			muxCut <- cut.Cut
+			return
+		}
+		muxCut <- 0
+	}()
+	// Every stream of the mux belongs to a connection of the proxy, so the
+	// larger number is that of connections.
+	return max(n.proxy.Drain(ctx), <-muxCut)
+}
+
+// close ends everything at once and waits until no goroutine is left.
+func (n *node) close() {
+	n.cancel()
+	n.proxy.Close()
+	n.mux.Close()
+	n.mu.Lock()
+	links, admin := n.links, n.admin
+	n.mu.Unlock()
+	if links != nil {
+		links.Close()
+	}
+	if admin != nil {
+		admin.close()
+	}
+	n.serving.Wait()
+	n.warning.Wait()
+}
+
+// linkAddress is where this node takes links.
+func (n *node) linkAddress() string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.links.Addr().String()
+}
+
+// adminAddress is where the admin endpoint is.
+func (n *node) adminAddress() string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.admin.listener.Addr().String()
+}
+
+// listenerAddress is where the listener at index i of the config is bound.
+func (n *node) listenerAddress(i int) string { return n.proxy.Status()[i].Bound[0] }
+
+// pending implements adminSource.
+func (n *node) pending() []string {
+	n.mu.Lock()
+	draining := n.draining
+	n.mu.Unlock()
+	if draining {
+		return []string{"draining"}
+	}
+	var pending []string
+	for _, peer := range n.mux.Ready() {
+		pending = append(pending, "a link to "+peer)
+	}
+	return pending
+}
+
+// report implements adminSource.
+func (n *node) report() report {
+	pending := n.pending()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	r := report{
+		Version: versionName(), PublicKey: n.cfg.Key.Public().String(), Now: time.Now(), Started: n.started,
+		Ready: len(pending) == 0, Pending: orEmpty(pending), Draining: n.draining,
+		Config: configReport{
+			File: n.cfg.File, Revision: n.cfg.Revision, Loaded: n.loaded,
+			Reloads: n.reloads[0], Failed: n.reloads[1], Error: n.lastBad,
+		},
+		Listeners: []listenerReport{}, Services: []serviceReport{}, Peers: []peerReport{},
+		Violations: make(map[string]uint64),
+		Events:     n.events.recent(n.proxy.Refusals()),
+	}
+	if n.links != nil {
+		r.Listen = n.links.Addr().String()
+	}
+	for i, l := range n.proxy.Status() {
+		r.Listeners = append(r.Listeners, listenerStatus(l, n.cfg.Listeners, i))
+	}
+	for _, s := range n.cfg.Services {
+		r.Services = append(r.Services, serviceReport{s.Name, s.Allow})
+	}
+	for _, p := range n.mux.Status() {
+		out := n.peerStatus(p)
+		r.Peers = append(r.Peers, out)
+		r.Streams.Open += out.Streams
+	}
+	r.Streams.Ended = n.metrics.results()
+	for rule, count := range n.mux.Violations() {
+		r.Violations[string(rule)] = count
+	}
+	return r
+}
+
+// metricsHandler implements adminSource.
+func (n *node) metricsHandler() http.Handler { return n.metrics.handler() }
+
+func listenerStatus(l proxy.ListenerStatus, configured []proxy.Listener, i int) listenerReport {
+	out := listenerReport{Kind: string(l.Kind), Address: l.Address, Open: l.Open, Total: l.Total, Problem: l.LastError}
+	if len(l.Bound) > 0 {
+		out.Address = l.Bound[0]
+	}
+	if i < len(configured) && configured[i].To.Peer != "" {
+		out.To = configured[i].To.Peer + "/" + configured[i].To.Service
+	}
+	return out
+}
+
+func (n *node) peerStatus(p mux.PeerStatus) peerReport {
+	out := peerReport{
+		Name: p.Name, Up: len(p.Links) > 0, Dialed: len(p.Addresses) > 0, Streams: p.Streams, Links: []linkReport{},
+	}
+	out.BytesIn, out.BytesOut = n.metrics.carried(p.Name)
+	if !out.Up {
+		out.Problem = n.problems[p.Name]
+	}
+	for _, l := range p.Links {
+		out.Links = append(out.Links, linkReport{
+			State: string(l.State), Address: l.Address, Dialed: l.Dialed, AgeSeconds: time.Since(l.Since).Seconds(), RTTSeconds: l.RTT.Seconds(),
+			Transform: l.Transform, Cipher: l.Cipher, RekeysIn: l.RekeysIn, RekeysOut: l.RekeysOut,
+			BytesIn: l.BytesIn, BytesOut: l.BytesOut, Streams: l.Streams,
+		})
+	}
+	slices.SortFunc(out.Links, func(a, b linkReport) int { return cmp.Compare(b.AgeSeconds, a.AgeSeconds) })
+	return out
+}
+
+func orEmpty(s []string) []string {
+	if s == nil {
+		return []string{}
+	}
+	return s
+}

@@ -1,0 +1,157 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/sealane/sealane/cmd/sealane/internal/config"
+	"github.com/sealane/sealane/proxy"
+)
+
+// runRun is the sidecar: it runs until it is told to stop, or cannot go on.
+func runRun(p *process, in input) int {
+	file, err := configFile(p, in)
+	if err != nil {
+		return p.usageError(in.command.name, err)
+	}
+	// Before the first secret is read.
+	hardenError := harden()
+	cfg, err := config.Load(file, p.getenv)
+	if err != nil {
+		return p.badConfig(err)
+	}
+	sink := newLogSink(p.stderr, cfg)
+	log := sink.logger()
+	if hardenError != nil {
+		log.Warn().Err(hardenError).Msg("core dumps could not be switched off")
+	}
+	reportDescriptors(log, raiseDescriptors(), cfg)
+
+	// Before anything listens, so that no signal that follows can be lost.
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	defer signal.Stop(signals)
+
+	sockets, err := proxy.ActivatedSockets(p.getenv, os.Getpid())
+	if err != nil {
+		return p.fail(err)
+	}
+	n, err := startNode(cfg, log, nodeOptions{sockets: sockets})
+	if err != nil {
+		log.Error().Err(err).Msg("could not start")
+		return exitError
+	}
+	r := &runner{
+		node: n, signals: signals, sink: sink,
+		load: func() (*config.Config, error) { return config.Load(file, p.getenv) },
+	}
+	if in.set("watch") {
+		w := newWatcher(cfg.Files, time.Second)
+		defer w.stop()
+		r.watcher = w
+	}
+	return r.run()
+}
+
+// reportDescriptors says how many descriptors there are, one for each app
+// connection, and warns where that is less than the config allows.
+func reportDescriptors(log zerolog.Logger, limit uint64, cfg *config.Config) {
+	wanted := uint64(cfg.Limits.StreamsPerPeer) + uint64(cfg.Limits.Links)
+	if limit < wanted {
+		log.Warn().Uint64("descriptors", limit).Uint64("wanted", wanted).
+			Msg("the descriptor limit is below limits.streams_per_peer and limits.links together; " +
+				"connections past it are refused; raise the hard limit (ulimit -Hn, LimitNOFILE=)")
+		return
+	}
+	log.Info().Uint64("descriptors", limit).Msg("descriptor limit raised to what the system allows")
+}
+
+// A runner reacts to what happens to a running node.
+type runner struct {
+	node    *node
+	signals <-chan os.Signal
+	watcher *watcher // nil without --watch
+	load    func() (*config.Config, error)
+	sink    *logSink
+}
+
+func (r *runner) run() int {
+	for {
+		select {
+		case s := <-r.signals:
+			if s == syscall.SIGHUP {
+				r.reload("signal")
+				continue
+			}
+			return r.drain(s)
+		case <-r.changes():
+			r.reload("file changed")
+		}
+	}
+}
+
+func (r *runner) changes() <-chan struct{} {
+	if r.watcher == nil {
+		return nil
+	}
+	return r.watcher.changed
+}
+
+// reload applies the config anew. A bad one changes nothing.
+func (r *runner) reload(why string) {
+	cfg, err := r.load()
+	if err == nil {
+		err = r.node.update(cfg)
+	}
+	if err == nil {
+		r.sink.configure(cfg)
+	}
+	files := r.node.config().Files
+	var invalid *config.Invalid
+	if errors.As(err, &invalid) {
+		// What mends it may be a file that only the bad config names.
+		files = append(files[:len(files):len(files)], invalid.Files...)
+	}
+	if r.watcher != nil {
+		r.watcher.watch(files)
+	}
+	r.node.reloaded(why, err)
+}
+
+// drain stops the node: nothing new is taken, what runs may finish until the
+// deadline. A second signal forces the end.
+func (r *runner) drain(s os.Signal) int {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	limit := r.node.config().Timeouts.Drain
+	if limit > 0 {
+		defer time.AfterFunc(limit, cancel).Stop()
+	}
+	r.node.logger.Info().Str("signal", s.String()).Dur("deadline", limit).Msg("draining")
+	done := make(chan int, 1)
+	go func() { done <- r.node.drain(ctx) }()
+	for {
+		select {
+		case s := <-r.signals:
+			if s == syscall.SIGHUP {
+				continue
+			}
+			r.node.logger.Warn().Msg("second signal: cutting what is left")
+			cancel()
+		case cut := <-done:
+			r.node.close()
+			if cut > 0 {
+				r.node.logger.Error().Int("cut", cut).Msg("stopped; connections had to be cut")
+				return exitError
+			}
+			r.node.logger.Info().Msg("stopped; every connection had finished")
+			return exitOK
+		}
+	}
+}
