@@ -151,23 +151,23 @@ func (c *Conn) sayNotFound() {
 
 // Read reads what the peer wrote. See the package comment for its errors.
 func (c *Conn) Read(p []byte) (int, error) {
+	defer c.eraseIfEnded() // after the unlocking
 	c.rx.mu.Lock()
 	defer c.rx.mu.Unlock()
-	if len(p) == 0 {
-		return 0, c.Err()
-	}
-	for len(c.rx.body) == 0 {
+	for {
 		if err := c.Err(); err != nil {
 			return 0, err
 		}
 		if c.closing.Load() {
 			return 0, net.ErrClosed
 		}
+		if len(c.rx.body) > 0 || len(p) == 0 {
+			break
+		}
 		if err := c.nextData(); err != nil {
-			if c.closing.Load() {
+			if v := (*Violation)(nil); c.closing.Load() && !errors.As(err, &v) {
 				return 0, net.ErrClosed // Close unblocked this Read
 			}
-			c.rx.open.keys.erase()
 			return 0, c.fail(err)
 		}
 	}
@@ -220,12 +220,18 @@ func (c *Conn) fail(err error) error {
 		if c.flusher == nil {
 			c.tx.seal.keys.erase()
 		}
-		if c.rx.mu.TryLock() { // else the reader erases
-			c.rx.open.keys.erase()
-			c.rx.mu.Unlock()
-		}
 	})
+	c.eraseIfEnded()
 	return c.Err()
+}
+
+// eraseIfEnded erases the receiving keys once the session has ended. A reader
+// that holds the lock at this moment erases them when it returns.
+func (c *Conn) eraseIfEnded() {
+	if c.Err() != nil && c.rx.mu.TryLock() {
+		c.rx.open.keys.erase()
+		c.rx.mu.Unlock()
+	}
 }
 
 // Abort ends the session at once with err: no sealed close, so the peer sees

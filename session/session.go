@@ -86,7 +86,7 @@ type Config struct {
 	// without a text, and is returned.
 	Admit func() error
 
-	// What tests set; see export_test.go.
+	// What tests set.
 	preferChaCha func() bool // nil: chacha first where AES is not in hardware
 	rekeyRecords uint64      // 0: maxRecords
 	entropy      io.Reader   // nil: crypto/rand

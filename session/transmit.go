@@ -17,6 +17,8 @@ const (
 // the flusher seals and sends the other: whatever is written while a send is
 // under way leaves in the next one, in as few records as it fits.
 type transmitter struct {
+	writing sync.Mutex // held for a whole Write: two never mix
+
 	mu    sync.Mutex
 	work  sync.Cond // there is something to send, or an end
 	room  sync.Cond // the batch being filled was taken, or an end
@@ -77,6 +79,8 @@ func (c *Conn) Write(p []byte) (int, error) { return c.WriteBuffers(p, nil) }
 // frame's header and its body.
 func (c *Conn) WriteBuffers(head, body []byte) (int, error) {
 	t := &c.tx
+	t.writing.Lock()
+	defer t.writing.Unlock()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	total := 0

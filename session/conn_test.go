@@ -1,0 +1,166 @@
+package session
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"net"
+	"sync"
+	"testing"
+	"time"
+)
+
+// TestConcurrentWritesDoNotMix: each Write's bytes stay together, however
+// large, as those of any net.Conn.
+func TestConcurrentWritesDoNotMix(t *testing.T) {
+	i, r := pair(t, nil)
+	const writers, writes, size = 4, 5, 700_001
+	var wg sync.WaitGroup
+	for w := range writers {
+		wg.Go(func() {
+			p := bytes.Repeat([]byte{byte(w)}, size)
+			for range writes {
+				if _, err := i.WriteBuffers(binary.BigEndian.AppendUint32(nil, uint32(w)), p); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	buf := make([]byte, 4+size)
+	for range writers * writes {
+		if _, err := io.ReadFull(r, buf); err != nil {
+			t.Fatal(err)
+		}
+		w := buf[3]
+		if binary.BigEndian.Uint32(buf) != uint32(w) || bytes.Count(buf[4:], []byte{w}) != size {
+			t.Fatal("two writes are mixed")
+		}
+	}
+	wg.Wait()
+}
+
+// TestNothingAfterTheEnd: once the session has ended, Read gives no byte, not
+// even of a record that was opened before.
+func TestNothingAfterTheEnd(t *testing.T) {
+	for name, end := range map[string]func(c *Conn){
+		"Abort": func(c *Conn) { c.Abort(nil) },
+		"Close": func(c *Conn) { c.Close() },
+	} {
+		i, r := pair(t, nil)
+		if _, err := i.Write([]byte("two bytes")); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := r.Read(make([]byte, 2)); n != 2 || err != nil {
+			t.Fatal(n, err)
+		}
+		go i.Close()
+		end(r)
+		if n, err := r.Read(make([]byte, 100)); n != 0 || !errors.Is(err, net.ErrClosed) {
+			t.Errorf("%s: read %d bytes, %v", name, n, err)
+		}
+	}
+}
+
+// TestKeysAreErased looks for the keys where they were, however the session
+// ended.
+func TestKeysAreErased(t *testing.T) {
+	ends := map[string]func(i, r *Conn){
+		"abort":          func(i, r *Conn) { r.Abort(nil) },
+		"close":          func(i, r *Conn) { r.Close() },
+		"the peer's end": func(i, r *Conn) { i.Close() },
+		"truncation":     func(i, r *Conn) { i.transport.Close() },
+		"violation":      func(i, r *Conn) { i.transport.Write([]byte("?")) },
+	}
+	for name, end := range ends {
+		i, r := pair(t, nil)
+		read := make(chan struct{})
+		go func() {
+			defer close(read)
+			r.Read(make([]byte, 1))
+		}()
+		end(i, r)
+		<-read
+		<-r.Done()
+		<-r.flusher
+		r.rx.mu.Lock()
+		if r.rx.open.keys.aead != nil || r.rx.open.keys.next != [32]byte{} {
+			t.Errorf("%s: the receiving keys are still there", name)
+		}
+		r.rx.mu.Unlock()
+		if r.tx.seal.keys.aead != nil || r.tx.seal.keys.next != [32]byte{} {
+			t.Errorf("%s: the sending keys are still there", name)
+		}
+	}
+}
+
+// TestStress lets everything happen at once and then ends it in one of several
+// ways: nothing hangs, and goleak finds nothing left.
+func TestStress(t *testing.T) {
+	for round := range 60 {
+		transform := []string{TransformJSON, TransformPacked, TransformGzip}[round%3]
+		i, r := pair(t, func(ic, rc *Config) {
+			ic.Transform, rc.Transform = transform, transform
+			ic.rekeyRecords, rc.rekeyRecords = 3, 4
+		})
+		var wg sync.WaitGroup
+		for _, c := range []*Conn{i, r} {
+			for range 2 {
+				wg.Go(func() {
+					p := make([]byte, 100_000)
+					for {
+						if _, err := c.Write(p[:rand.IntN(len(p))]); err != nil {
+							return
+						}
+					}
+				})
+				wg.Go(func() {
+					p := make([]byte, 50_000)
+					for {
+						if _, err := c.Read(p); err != nil {
+							return
+						}
+						c.Stats()
+					}
+				})
+			}
+		}
+		for i.Stats().RecordsIn < 5 || r.Stats().RecordsIn < 5 {
+			time.Sleep(100 * time.Microsecond)
+		}
+		for k := range 3 {
+			wg.Go(func() {
+				switch (round + k) % 6 {
+				case 0:
+					i.Close()
+				case 1:
+					r.Close()
+				case 2:
+					i.Abort(errors.New("enough"))
+				case 3:
+					r.transport.Close()
+				case 4:
+					i.transport.Write([]byte("{"))
+				case 5:
+					i.transport.Conn.(*net.TCPConn).CloseWrite()
+				}
+			})
+		}
+		ended := make(chan struct{})
+		go func() { wg.Wait(); close(ended) }()
+		select {
+		case <-ended:
+		case <-time.After(30 * time.Second):
+			t.Fatalf("round %d hangs", round)
+		}
+		i.Close()
+		r.Close()
+		for _, c := range []*Conn{i, r} {
+			<-c.flusher
+			if c.Err() == nil {
+				t.Fatalf("round %d: an end without an error", round)
+			}
+		}
+	}
+}
