@@ -230,9 +230,9 @@ type gzipDecoder struct {
 }
 
 func newGzipDecoder(src io.Reader, first *container.Reader) *gzipDecoder {
-	source := &gzipSource{src: bufio.NewReaderSize(src, 32<<10)}
-	source.inflate = flate.NewReader(&source.in)
+	source := &gzipSource{src: bufio.NewReaderSize(src, 32<<10), mayGive: gzipSlack, mayTake: gzipSlack}
 	source.in.gzipSource = source
+	source.inflate = flate.NewReader(source.in)
 	texts := container.NewReader(source)
 	texts.Grow(readBuffer)
 	return &gzipDecoder{
@@ -252,21 +252,25 @@ func (d *gzipDecoder) next(iv *[container.IVLen]byte) ([]byte, error) {
 	return d.jsonDecoder.next(iv)
 }
 
-func (d *gzipDecoder) buffered() bool { return d.jsonDecoder.buffered() || d.src.src.Buffered() > 0 }
+func (d *gzipDecoder) buffered() bool { return d.jsonDecoder.buffered() || d.src.more() }
 
 // A gzipSource inflates a member whose header it checks byte by byte.
 type gzipSource struct {
 	src     *bufio.Reader
 	in      deflated
 	inflate io.Reader
-	header  int   // bytes of the header seen
-	out     int64 // bytes inflated
+	header  int  // bytes of the header seen
+	last    bool // nothing is awaited that is not in src's buffer
+	mayGive int  // bytes that may still come out; see gzipFactor
+	mayTake int  // bytes that may still go in
 }
 
-// Slack and factor of gzip-ratio. Sealed texts are mostly base64 of random
+// Factor and slack of gzip-ratio. Sealed texts are mostly base64 of random
 // bytes, which DEFLATE turns into at least 3/4 of its size, and at least 28
 // characters of each are that. So what is inflated is never more than 8 times
-// what came in, and never much less than it.
+// what came in, and never much less than it: each byte in allows gzipFactor
+// out and the other way round, saved up to gzipSlack, which is twice the
+// window that the inflater may hold back.
 const (
 	gzipFactor = 16
 	gzipSlack  = 64 << 10
@@ -287,10 +291,10 @@ func (g *gzipSource) Read(p []byte) (int, error) {
 		g.header++
 	}
 	n, err := g.inflate.Read(p)
-	g.out += int64(n)
-	if g.out > gzipFactor*g.in.n+gzipSlack {
+	if g.mayGive -= n; g.mayGive < 0 {
 		return 0, violation(RuleGzipRatio, "too much comes out of what went in")
 	}
+	g.mayTake = min(g.mayTake+gzipFactor*n, gzipSlack)
 	var corrupt flate.CorruptInputError
 	switch {
 	case err == io.EOF:
@@ -301,26 +305,45 @@ func (g *gzipSource) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// deflated counts what the inflater takes and stops it when it takes far more
-// than it gives: empty blocks without end.
-type deflated struct {
-	*gzipSource
-	n int64
+// more reports whether the bytes that have been read hold anything behind the
+// last text. The end of its block and a sync flush are nothing: where a text
+// ends at the end of the window, the inflater gives it before it takes those.
+func (g *gzipSource) more() bool {
+	g.last = true
+	n, err := g.Read(make([]byte, 1))
+	return n > 0 || err != io.ErrUnexpectedEOF
 }
 
-func (d *deflated) ReadByte() (byte, error) {
-	if d.n > gzipFactor*d.out+gzipSlack {
-		return 0, violation(RuleGzipRatio, "too little comes out of what went in")
+// deflated is what the inflater takes. It stops it when it takes far more than
+// it gives: empty blocks without end.
+type deflated struct{ *gzipSource }
+
+func (d deflated) ReadByte() (byte, error) {
+	if d.last && d.src.Buffered() == 0 {
+		return 0, io.EOF
 	}
 	c, err := d.src.ReadByte()
-	if err == nil {
-		d.n++
+	if err != nil {
+		return 0, err
 	}
-	return c, err
+	return c, d.took(1)
 }
 
-func (d *deflated) Read(p []byte) (int, error) {
+func (d deflated) Read(p []byte) (int, error) {
+	if d.last && d.src.Buffered() == 0 {
+		return 0, io.EOF
+	}
 	n, err := d.src.Read(p)
-	d.n += int64(n)
-	return n, err
+	if err != nil {
+		return n, err
+	}
+	return n, d.took(n)
+}
+
+func (d deflated) took(n int) error {
+	d.mayGive = min(d.mayGive+gzipFactor*n, gzipSlack)
+	if d.mayTake -= n; d.mayTake < 0 {
+		return violation(RuleGzipRatio, "too little comes out of what went in")
+	}
+	return nil
 }
