@@ -361,12 +361,17 @@ func (h *handshake) readMessage3() error {
 	if iv != [container.IVLen]byte{} {
 		return violation(RulePlaceholder, "the iv of message 3 is not zero")
 	}
-	if _, err := h.read(message, true); err != nil {
-		return err
+	_, err = h.read(message, true)
+	// The static key is there, and is the peer's, even if the exchange with it
+	// then failed because its order is low.
+	if static := h.noise.PeerStatic(); len(static) == len(h.peer) {
+		h.peer = PublicKey(static)
+		if h.peer.check() != nil {
+			return violation(RuleKey, "a static key that no node has")
+		}
 	}
-	copy(h.peer[:], h.noise.PeerStatic())
-	if err := h.peer.check(); err != nil {
-		return violation(RuleKey, "a static key that no node has")
+	if err != nil {
+		return err
 	}
 	if h.peer == h.cfg.Key.Public() {
 		return violation(RuleKey, "this node's own key as the peer's")

@@ -127,7 +127,11 @@ func parseChoice(b []byte, o *offer) (*choice, error) {
 	for _, name := range c.Ext {
 		offered = offered && slices.Contains(o.Ext, name)
 	}
-	// The larger padding holds: less than what was offered is a downgrade.
+	// chacha first in the offer is decisive (an initiator without AES
+	// instructions), and the larger padding holds: all else is a downgrade.
+	if len(o.Ciphers) > 0 && o.Ciphers[0] == cipherChaCha && c.Cipher != cipherChaCha {
+		offered = false
+	}
 	if !offered || c.Padding < o.Padding || c.Padding != 0 && c.Padding != paddingBlock {
 		return nil, violation(RuleChoice, "a choice that was not offered")
 	}

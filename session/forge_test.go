@@ -1,0 +1,197 @@
+package session
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/mlkem"
+	"encoding/hex"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/flynn/noise"
+
+	"github.com/sealane/sealane/session/container"
+)
+
+// This file makes handshake messages that no honest node sends: by a node that
+// holds its keys and lies, or by an attacker who holds none.
+
+// A forgedInitiator is a dishonest initiator. Its random choices are those of
+// Initiate with the same Config.
+type forgedInitiator struct {
+	*handshake
+	kem *mlkem.DecapsulationKey768
+}
+
+func forgeInitiator(t testing.TB, ic Config, peer PublicKey) *forgedInitiator {
+	t.Helper()
+	h := &handshake{cfg: ic, initiator: true, peer: peer}
+	if err := h.start(peer[:]); err != nil {
+		t.Fatal(err)
+	}
+	kem, err := h.newKEM()
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.offer = &offer{
+		Versions: []int{protocolVersion}, Ciphers: ic.ciphers(), Transforms: ic.transforms(), Padding: ic.Padding,
+	}
+	return &forgedInitiator{h, kem}
+}
+
+// payload1 is the payload of message 1 with any encapsulation key and offer.
+func payload1(kemKey []byte, offer string) []byte {
+	p := make([]byte, payload1Len)
+	copy(p[copy(p, kemKey):], offer)
+	return p
+}
+
+// message1 is the text of message 1 with the given payload.
+func (f *forgedInitiator) message1(t testing.TB, payload []byte) []byte {
+	t.Helper()
+	share, err := f.write(nil, payload, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return container.AppendShare(nil, share)
+}
+
+// honest1 is the text of message 1 as Initiate sends it.
+func (f *forgedInitiator) honest1(t testing.TB) []byte {
+	t.Helper()
+	return f.message1(t, payload1(f.kem.EncapsulationKey().Bytes(), string(f.offer.append(nil))))
+}
+
+// message3 reads message 2 and gives the text of message 3 with a payload.
+func (f *forgedInitiator) message3(t testing.TB, text2, payload []byte) []byte {
+	t.Helper()
+	f.texts = container.NewReader(bytes.NewReader(text2))
+	if err := f.readMessage2(f.kem); err != nil {
+		t.Fatal(err)
+	}
+	message, err := f.write(nil, payload, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return container.AppendSealed(nil, new([container.IVLen]byte), message)
+}
+
+// pretend makes the initiator claim a static public key that is not that of
+// its private key.
+func (f *forgedInitiator) pretend(t testing.TB, public []byte) {
+	t.Helper()
+	var err error
+	f.noise, err = noise.NewHandshakeState(noise.Config{
+		CipherSuite: noise.NewCipherSuite(noise.DH25519, noise.CipherChaChaPoly, noise.HashSHA256),
+		Random:      f.random(), Pattern: noise.HandshakeXK, Initiator: true, Prologue: []byte(prologue),
+		PresharedKeyPlacement: 2, StaticKeypair: noise.DHKey{Private: f.cfg.Key.bytes(), Public: public},
+		PeerStatic: f.peer[:],
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// forgeMessage2 answers text1 with any choice and a ciphertext that change
+// may spoil. Its random choices are those of Respond with the same Config.
+func forgeMessage2(t testing.TB, rc Config, text1 []byte, choice string, change func(share []byte)) []byte {
+	t.Helper()
+	h := &handshake{cfg: rc, texts: container.NewReader(bytes.NewReader(text1))}
+	share, err := h.texts.Share(make([]byte, container.ShareLen))
+	if err != nil {
+		t.Fatal(err)
+	}
+	kem, err := h.readMessage1(share)
+	if err != nil {
+		t.Fatal(err)
+	}
+	shared, ciphertext := h.cfg.encapsulate(kem)
+	if err := h.setPSK(shared, ciphertext); err != nil {
+		t.Fatal(err)
+	}
+	if choice == "" {
+		choice = string(h.choice.append(nil))
+	}
+	payload := make([]byte, payload2Len)
+	copy(payload, choice)
+	share, err = h.write(ciphertext, payload, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if change != nil {
+		change(share)
+	}
+	return container.AppendShare(nil, share)
+}
+
+// respondTo gives the responder all of wire, then the end of the stream. It
+// returns what the responder answered.
+func respondTo(rc Config, wire ...[]byte) (answer []byte, c *Conn, err error) {
+	a, b := memPair()
+	for _, w := range wire {
+		a.Write(w)
+	}
+	a.CloseWrite()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	c, err = Respond(ctx, b, rc)
+	return a.in.peek(), c, err
+}
+
+// initiateWith gives the initiator all of wire as the responder's.
+func initiateWith(ic Config, peer PublicKey, wire ...[]byte) (sent []byte, c *Conn, err error) {
+	a, b := memPair()
+	for _, w := range wire {
+		b.Write(w)
+	}
+	b.CloseWrite()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	c, err = Initiate(ctx, a, peer, ic)
+	return b.in.peek(), c, err
+}
+
+// wantRefused asserts that a role failed by a rule and left with exactly one
+// clear response as its last text.
+func wantRefused(t *testing.T, sent []byte, c *Conn, err error, rule Rule) {
+	t.Helper()
+	if c != nil {
+		c.Abort(nil)
+		t.Fatalf("accepted, want a violation of %s", rule)
+	}
+	if got := ruleOf(err); got != rule {
+		t.Errorf("%v, want a violation of %s", err, rule)
+	}
+	if bytes.Count(sent, []byte(container.BadRequest)) != 1 || !bytes.HasSuffix(sent, []byte(container.BadRequest)) {
+		t.Errorf("did not leave with the one constant response: %d bytes", len(sent))
+	}
+}
+
+// badKeys reads testdata/x25519.txt.
+func badKeys(t testing.TB) map[string]PublicKey {
+	t.Helper()
+	file, err := os.Open("testdata/x25519.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	keys := make(map[string]PublicKey)
+	for lines := bufio.NewScanner(file); lines.Scan(); {
+		fields := strings.Fields(lines.Text())
+		if len(fields) != 3 || fields[0] == "#" {
+			continue
+		}
+		raw, err := hex.DecodeString(fields[2])
+		if err != nil || len(raw) != 32 {
+			t.Fatalf("case %s: %v", fields[0], err)
+		}
+		keys["case "+fields[0]+" "+fields[1]] = PublicKey(raw)
+	}
+	if len(keys) != 27 {
+		t.Fatalf("%d keys in testdata/x25519.txt, want 27", len(keys))
+	}
+	return keys
+}
