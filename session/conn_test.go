@@ -98,7 +98,11 @@ func TestKeysAreErased(t *testing.T) {
 // TestStress lets everything happen at once and then ends it in one of several
 // ways: nothing hangs, and goleak finds nothing left.
 func TestStress(t *testing.T) {
-	for round := range 60 {
+	rounds := 12
+	if long() {
+		rounds = 120
+	}
+	for round := range rounds {
 		transform := []string{TransformJSON, TransformPacked, TransformGzip}[round%3]
 		i, r := pair(t, func(ic, rc *Config) {
 			ic.Transform, rc.Transform = transform, transform

@@ -270,7 +270,7 @@ func TestGzipBombs(t *testing.T) {
 		return d.code(256).stored(nil).out
 	}
 	empty := bytes.Repeat([]byte{0, 0, 0, 0xff, 0xff}, 1<<20)
-	for _, before := range []int{0, 100} { // records before the bomb must not pay for it
+	for _, before := range []int{0, 20} { // records before the bomb must not pay for it
 		f := newForge(t, TransformGzip, cipherAES, 0)
 		var wire, data []byte
 		for range before {
