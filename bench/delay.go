@@ -8,8 +8,14 @@ import (
 	"time"
 )
 
-// defaultFlight lets 2 GB/s through at 50 ms of round trip: more than anything here carries.
-const defaultFlight = 96 << 20
+const (
+	oneWay = 25 * time.Millisecond
+
+	// Bytes under way at most: what lets 2 GB/s through at this distance, more than anything here carries,
+	// and what Linux's largest default TCP window allows.
+	anyRate   = 96 << 20
+	tcpWindow = 6 << 20
+)
 
 // runDelay is the hidden subcommand that puts distance between two proxies: a
 // forwarder that delivers each byte delay after it came in, both ways, at whatever rate the bytes come.

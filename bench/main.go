@@ -30,9 +30,10 @@
 //	  ]
 //	}]}
 //
-// The rows of distance (farup, fardown) go through a forwarder between the two proxies that delays each byte by 25 ms
-// each way. By default it lets any rate through; -flight 6291456 bounds the bytes under way like Linux's
-// largest default TCP window does, which is what a link over a real distance would meet.
+// Two pairs of rows go through a forwarder between the proxies that delays each byte by 25 ms each way. In farup and fardown
+// it lets any rate through, so that only the proxies' own windows and the CPU bound it. In wanup and wandown at most
+// 6 MiB are under way in a direction (-flight), as with Linux's largest default TCP window, which is what a link over a real distance would
+// meet; there, what a proxy adds to the bytes on the wire costs as much of the rate.
 //
 // Sizes that do not fit the machine (18,000 connections need as many descriptors, 8,000 through plain relays twice as
 // many) are left out, with the reason in the table.
@@ -83,7 +84,7 @@ func runHidden(command string, args []string, stderr io.Writer) error {
 	listen := f.String("listen", "127.0.0.1:0", "address to listen on")
 	to := f.String("to", "", "address to forward to")
 	delay := f.Duration("delay", 0, "time that a byte is held back")
-	flight := f.Int("flight", defaultFlight, "bytes under way at most")
+	flight := f.Int("flight", anyRate, "bytes under way at most")
 	if err := f.Parse(args); err != nil {
 		return err
 	}
@@ -120,7 +121,7 @@ func parseOptions(args []string, stderr io.Writer) (options, error) {
 	f.StringVar(&o.json, "json", "", "write the results to `file` as JSON")
 	f.StringVar(&o.svg, "svg", "", "draw throughput and latency into `file`")
 	f.IntVar(&o.rounds, "rounds", 0, "interleaved rounds (default 5, in the short form 1)")
-	f.IntVar(&o.flight, "flight", defaultFlight, "bytes under way over the long distance at most")
+	f.IntVar(&o.flight, "flight", tcpWindow, "bytes under way at most in wanup and wandown")
 	f.DurationVar(&o.phase, "time", 2*time.Second, "how long each measurement lasts")
 	f.BoolVar(&o.short, "short", false, "only check that everything works")
 	f.BoolVar(&o.list, "list", false, "list rows and pairs")
@@ -206,11 +207,10 @@ func newBench(o options, dir string, stderr io.Writer) (*bench, []string, error)
 	if o.short {
 		set = shortSettings()
 	}
-	all := allRows(set)
+	all := allRows(set, o.flight)
 	if o.short {
 		all = withoutGoals(all)
 	}
-	set.distance.flight = o.flight
 	chosen, missing, err := choosePairs(pairs, o.pairs, o.short)
 	if err != nil {
 		return nil, nil, err

@@ -47,7 +47,7 @@ func TestShortRun(t *testing.T) {
 			measured[res.Metric] = true
 		}
 	}
-	for _, r := range allRows(shortSettings()) {
+	for _, r := range allRows(shortSettings(), tcpWindow) {
 		for _, m := range r.metrics {
 			if r.id != "hold" && !measured[m.id] {
 				t.Errorf("no value for %s", m.id)
@@ -149,7 +149,7 @@ func TestFailure(t *testing.T) {
 	}
 	for _, foreign := range []bool{false, true} {
 		set := shortSettings()
-		rows, err := chooseRows(allRows(set), "rr1")
+		rows, err := chooseRows(allRows(set, tcpWindow), "rr1")
 		if err != nil {
 			t.Fatal(err)
 		}

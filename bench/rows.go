@@ -12,9 +12,9 @@ type row struct {
 	id      string
 	metrics []metric
 	run     func(*cell) (values, error)
-	far     bool // through a delaying forwarder
-	held    int  // connections that it holds
-	rounds  int  // at most, 0 for no limit: for rows that take long and vary little
+	flight  int // if not 0: through a forwarder that delays, with so many bytes under way at most
+	held    int // connections that it holds
+	rounds  int // at most, 0 for no limit: for rows that take long and vary little
 	timeout time.Duration
 }
 
@@ -59,14 +59,12 @@ type settings struct {
 	farPhase, farWarm time.Duration // the same where a round trip is long
 	idle, hold        int           // connections held
 	settle            time.Duration // how long resident memory may take to settle
-	distance          distance
 }
 
 func fullSettings(phase time.Duration) settings {
 	return settings{
-		phase: phase, warm: phase / 5, farPhase: 2 * phase, farWarm: phase,
+		phase: phase, warm: phase / 5, farPhase: phase, farWarm: phase,
 		idle: 8000, hold: 18000, settle: 10 * time.Second,
-		distance: distance{25 * time.Millisecond, defaultFlight},
 	}
 }
 
@@ -76,41 +74,46 @@ func shortSettings() settings {
 		phase: 100 * time.Millisecond, warm: 20 * time.Millisecond,
 		farPhase: 300 * time.Millisecond, farWarm: 100 * time.Millisecond,
 		idle: 100, hold: 300, settle: 0,
-		distance: distance{25 * time.Millisecond, defaultFlight},
 	}
 }
 
-func allRows(set settings) []row {
-	return append(transferRows(), append(shortRows(), heldRows(set)...)...)
+func allRows(set settings, flight int) []row {
+	return slices.Concat(transferRows(), farRows(flight), messageRows(), heldRows(set))
 }
 
 func transferRows() []row {
-	rate, cost, peak := "MB/s", "CPU s/GB", "MiB"
 	var rows []row
 	add := func(id, name string, conns int, up bool, goals, cpu *goal) {
 		rows = append(rows, row{id: id, run: transferRow(id, conns, up), metrics: []metric{
-			{id + ".rate", name, rate, goals},
-			{id + ".cpu", name + ", CPU", cost, cpu},
-			{id + ".peak", name + ", highest memory", peak, nil},
+			{id + ".rate", name, "MB/s", goals},
+			{id + ".cpu", name + ", CPU", "CPU s/GB", cpu},
+			{id + ".peak", name + ", highest memory", "MiB", nil},
 		}})
 	}
 	add("up1", "1 conn up", 1, true, atLeast(0.55, 0.68), atMost(2.1, 1.8))
 	add("down1", "1 conn down", 1, false, atLeast(0.55, 0.68), atMost(2.1, 1.8))
 	add("up8", "8 conns up", 8, true, atLeast(0.52, 0.65), nil)
 	add("down8", "8 conns down", 8, false, atLeast(0.52, 0.65), nil)
-	for _, up := range []bool{true, false} {
-		id, name := "farup", "1 conn up, far away"
-		if !up {
-			id, name = "fardown", "1 conn down, far away"
-		}
-		rows = append(rows, row{id: id, far: true, run: transferRow(id, 1, up), metrics: []metric{
-			{id + ".rate", name, rate, atLeast(0.9, 0.9)},
-		}})
-	}
 	return rows
 }
 
-func shortRows() []row {
+// farRows put 50 ms of round trip between the proxies.
+func farRows(flight int) []row {
+	far := func(id, name string, up bool, flight int) row {
+		return row{id: id, flight: flight, run: transferRow(id, 1, up), metrics: []metric{
+			{id + ".rate", name, "MB/s", atLeast(0.9, 0.9)},
+		}}
+	}
+	window := fmt.Sprintf(", %.3g MiB under way", float64(flight)/(1<<20))
+	return []row{
+		far("farup", "1 conn up, 50 ms away", true, anyRate),
+		far("fardown", "1 conn down, 50 ms away", false, anyRate),
+		far("wanup", "1 conn up, 50 ms away"+window, true, flight),
+		far("wandown", "1 conn down, 50 ms away"+window, false, flight),
+	}
+}
+
+func messageRows() []row {
 	return []row{
 		{id: "rr1", run: echoRow("rr1", 1), metrics: []metric{
 			{"rr1.p50", "128-byte round trip, 1 conn, p50", "us", atMost(1.1, 1.1)},
@@ -148,7 +151,7 @@ func heldRows(set settings) []row {
 
 // suits reports whether the row means anything for a pair.
 func (r row) suits(p pairSpec) bool {
-	if !r.far && r.held == 0 {
+	if r.flight == 0 && r.held == 0 {
 		return true
 	}
 	isDirect := len(p.Commands) == 0 // no link to delay, no proxy that has memory

@@ -81,11 +81,7 @@ func (b *bench) measure(ctx context.Context, r row, p pairSpec) (s sample) {
 	}
 	timed, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("not done after %s", timeout))
 	defer cancel()
-	var far distance
-	if r.far {
-		far = b.set.distance
-	}
-	st, err := b.openStage(timed, p, far)
+	st, err := b.openStage(timed, p, r.flight)
 	if err != nil {
 		return sample{err: err}
 	}
@@ -95,7 +91,7 @@ func (b *bench) measure(ctx context.Context, r row, p pairSpec) (s sample) {
 	defer abort(nil)
 	before, err1 := b.unrelatedCPU(st)
 	start := time.Now()
-	s.values, s.err = r.run(&cell{cellCtx, abort, st.entry, st.proxies, b.set, r.far})
+	s.values, s.err = r.run(&cell{cellCtx, abort, st.entry, st.proxies, b.set, r.flight > 0})
 	after, err2 := b.unrelatedCPU(st)
 	s.others = max(0, (after-before).Seconds()/time.Since(start).Seconds()/float64(runtime.NumCPU()))
 	if s.err = errors.Join(s.err, st.complaints(), err1, err2); s.err != nil {
@@ -109,10 +105,10 @@ func (b *bench) measure(ctx context.Context, r row, p pairSpec) (s sample) {
 }
 
 // openStage tries again where another program may have taken a port.
-func (b *bench) openStage(ctx context.Context, p pairSpec, far distance) (*stage, error) {
+func (b *bench) openStage(ctx context.Context, p pairSpec, flight int) (*stage, error) {
 	var last error
 	for range 3 {
-		st, err := openStage(ctx, b.dir, b.self, p, far)
+		st, err := openStage(ctx, b.dir, b.self, p, flight)
 		if err == nil {
 			return st, nil
 		}

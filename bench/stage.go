@@ -23,26 +23,21 @@ type stage struct {
 	proxies []*process
 }
 
-// distance is what a delaying forwarder between the proxies adds.
-type distance struct {
-	oneWay time.Duration
-	flight int
-}
-
-// openStage starts everything and returns once a byte comes back through it.
-func openStage(ctx context.Context, dir, self string, spec pairSpec, far distance) (*stage, error) {
+// openStage starts everything and returns once a byte comes back through it. With a flight that isn't 0, a
+// forwarder between the proxies delays what they send, with so many bytes under way at most.
+func openStage(ctx context.Context, dir, self string, spec pairSpec, flight int) (*stage, error) {
 	dir, err := os.MkdirTemp(dir, spec.Name+"-")
 	if err != nil {
 		return nil, err
 	}
 	s := &stage{dir: dir}
-	if err := s.start(ctx, self, spec, far); err != nil {
+	if err := s.start(ctx, self, spec, flight); err != nil {
 		return nil, errors.Join(fmt.Errorf("start %s: %w", spec.Name, err), s.close())
 	}
 	return s, nil
 }
 
-func (s *stage) start(ctx context.Context, self string, spec pairSpec, far distance) error {
+func (s *stage) start(ctx context.Context, self string, spec pairSpec, flight int) error {
 	if err := writeSecrets(s.dir); err != nil {
 		return err
 	}
@@ -65,11 +60,11 @@ func (s *stage) start(ctx context.Context, self string, spec pairSpec, far dista
 		return s.ready(ctx)
 	}
 	s.entry = addr["entry"]
-	if far.oneWay == 0 {
+	if flight == 0 {
 		addr["peer"] = addr["link"]
 	} else {
 		forwarder, err := start(s.dir, []string{self, "delay", "-listen", addr["peer"], "-to", addr["link"],
-			"-delay", far.oneWay.String(), "-flight", strconv.Itoa(far.flight)})
+			"-delay", oneWay.String(), "-flight", strconv.Itoa(flight)})
 		if err != nil {
 			return err
 		}
