@@ -94,7 +94,8 @@ func (r *report) drawPanel(b *strings.Builder, p panel, pairs []string, left int
 		fmt.Fprintf(b, `<rect x="%d" y="52" width="10" height="10" fill="%s"/>`+"\n", x, bar.colour)
 		text(float64(x+15), 61, `font-size="11" fill="#374151"`, bar.label)
 	}
-	scale := float64(panelWidth-labelWidth-valueWidth) / r.largest(p, pairs)
+	most := r.largest(p, pairs)
+	scale := float64(panelWidth-labelWidth-valueWidth) / most
 	start := float64(left + labelWidth)
 	for i, pair := range pairs {
 		top := float64(headHeight + i*(2*barHeight+groupGap))
@@ -112,8 +113,8 @@ func (r *report) drawPanel(b *strings.Builder, p panel, pairs []string, left int
 			}
 			fmt.Fprintf(b, `<rect x="%.1f" y="%.1f" width="%.1f" height="%d" fill="%s"/>`+"\n", start, y, v.Median*scale, barHeight-1, bar.colour)
 			fmt.Fprintf(b, `<line x1="%.1f" x2="%.1f" y1="%.1f" y2="%.1f" stroke="#111827" stroke-width="1"/>`+"\n",
-				start+v.Min*scale, start+v.Max*scale, y+barHeight/2, y+barHeight/2)
-			text(start+v.Max*scale+4, y+10, `font-size="10" fill="#374151"`, number(v.Median))
+				start+v.Min*scale, start+min(v.Max, most)*scale, y+barHeight/2, y+barHeight/2)
+			text(start+min(v.Max, most)*scale+4, y+10, `font-size="10" fill="#374151"`, number(v.Median))
 		}
 	}
 }
@@ -125,13 +126,13 @@ func pairLabel(pair string) string {
 	return pair
 }
 
-// largest value that a panel has to show.
+// largest is the end of a panel's scale: above every median, but not above every outlier.
 func (r *report) largest(p panel, pairs []string) float64 {
 	most := math.SmallestNonzeroFloat32
 	for _, pair := range pairs {
 		for _, bar := range p.bars {
 			if v := r.value(bar.metric, pair); v != nil {
-				most = max(most, v.Max)
+				most = max(most, min(v.Max, 1.25*v.Median))
 			}
 		}
 	}
