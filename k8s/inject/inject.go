@@ -159,7 +159,7 @@ func sidecarContainer(a annotations) map[string]any {
 	return map[string]any{
 		"name":          sidecarName,
 		"image":         a.image,
-		"args":          []any{"run", "-c", "/etc/sealane/sealane.yaml"},
+		"args":          []any{"run", "--watch", "-c", "/etc/sealane/sealane.yaml"},
 		"ports":         []any{map[string]any{"name": "sealane", "containerPort": int64(linkPort), "protocol": "TCP"}},
 		"resources":     requests("10m", "32Mi"),
 		"restartPolicy": "Always",

@@ -97,6 +97,9 @@ func (c *Cluster) Up(ctx context.Context) error {
 		{"write the configuration", c.configure},
 		{"start the node", c.start},
 		{"wait for the node", c.await},
+		{"load the pause image", func(ctx context.Context) error {
+			return c.LoadProgram(ctx, pauseImage, c.path("bin", "pause"))
+		}},
 	} {
 		start := time.Now()
 		if err := step.do(ctx); err != nil {
@@ -268,6 +271,17 @@ func (c *Cluster) LoadImage(ctx context.Context, archive string) error {
 func (c *Cluster) NetNS() string {
 	pid, _ := c.Running()
 	return fmt.Sprintf("/proc/%d/ns/net", pid)
+}
+
+// Tag gives an image of the node another name.
+func (c *Cluster) Tag(ctx context.Context, image, as string) error {
+	return run(c.EnterNode(ctx, "ctr", "--address", containerdSocket, "--namespace", "k8s.io", "images", "tag", "--force", image, as))
+}
+
+// Kill ends a container's first process with a signal that it cannot handle.
+func (c *Cluster) Kill(ctx context.Context, containerID string) error {
+	id := strings.TrimPrefix(containerID, "containerd://")
+	return run(c.EnterNode(ctx, "ctr", "--address", containerdSocket, "--namespace", "k8s.io", "tasks", "kill", "--signal", "SIGKILL", id))
 }
 
 // Dir is the folder of the cluster's files.
