@@ -44,16 +44,21 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, verb string, args []string) error {
+// theCluster is the one that this module's folder and the environment name.
+func theCluster() (*cluster.Cluster, error) {
 	source, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
 	if err != nil {
-		return err
+		return nil, fmt.Errorf("find this module: %w", err)
 	}
 	dir := os.Getenv("SEALANE_E2E_DIR")
 	if dir == "" {
 		dir = filepath.Join(os.TempDir(), "sealane-e2e")
 	}
-	c, err := cluster.New(dir, strings.TrimSpace(string(source)), os.Stdout)
+	return cluster.New(dir, strings.TrimSpace(string(source)), os.Stdout)
+}
+
+func run(ctx context.Context, verb string, args []string) error {
+	c, err := theCluster()
 	if err != nil {
 		return err
 	}
