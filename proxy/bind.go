@@ -161,6 +161,9 @@ func (p *Proxy) listen(cfg *Config, lc *Listener) (*listener, error) {
 		err = l.listenUnix(lc)
 	default:
 		err = l.listenTCP(lc.Address.Address)
+		if err == nil && lc.Kind == KindTransparent {
+			err = l.listenOtherFamily(lc.Address.Address)
+		}
 	}
 	if err != nil {
 		return nil, err
@@ -180,8 +183,34 @@ func (l *listener) listenTCP(address string) error {
 	if err != nil {
 		return err
 	}
-	l.socks = []net.Listener{s}
+	l.socks = append(l.socks, s)
 	return nil
+}
+
+// listenOtherFamily takes the same port on the other family's loopback address:
+// the kernel redirects IPv4 connections to 127.0.0.1 and IPv6 ones to ::1. A
+// system without that family has nothing to redirect there.
+func (l *listener) listenOtherFamily(address string) error {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return err
+	}
+	other, ok := map[string]string{"127.0.0.1": "::1", "::1": "127.0.0.1"}[host]
+	if !ok {
+		return nil
+	}
+	_, port, err := net.SplitHostPort(l.socks[0].Addr().String())
+	if err != nil {
+		return err
+	}
+	err = l.listenTCP(net.JoinHostPort(other, port))
+	if errors.Is(err, syscall.EAFNOSUPPORT) || errors.Is(err, syscall.EADDRNOTAVAIL) {
+		return nil
+	}
+	if err != nil {
+		l.stop()
+	}
+	return err
 }
 
 // listenUnix binds a unix socket, over a file that a dead process left behind.

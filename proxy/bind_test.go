@@ -270,3 +270,32 @@ func TestStartError(t *testing.T) {
 		t.Error("the first listener's socket was left behind")
 	}
 }
+
+// REDIRECT sends each family to its own loopback address.
+func TestTransparentTakesBothFamilies(t *testing.T) {
+	probe, err := net.Listen("tcp", "[::1]:0")
+	if err != nil {
+		t.Skip("no IPv6 here")
+	}
+	probe.Close()
+	for host, other := range map[string]string{"127.0.0.1": "::1", "::1": "127.0.0.1"} {
+		l := listenOn(t, KindTransparent, net.JoinHostPort(host, "0"))
+		n := newNode(t, Config{Listeners: []Listener{l}}, &fakeLink{})
+		bound := n.Status()[0].Bound
+		_, port, err := net.SplitHostPort(bound[0])
+		if err != nil || len(bound) != 2 || bound[1] != net.JoinHostPort(other, port) {
+			t.Errorf("%s: bound to %v", host, bound)
+		}
+		// Nobody redirected these: they were going to the listener itself.
+		for _, a := range bound {
+			c, err := net.Dial("tcp", a)
+			if err == nil {
+				_, err = c.Read(make([]byte, 1))
+				c.Close()
+			}
+			if !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("%s: %v", a, err)
+			}
+		}
+	}
+}
