@@ -1,0 +1,182 @@
+//go:build linux
+
+package netlab_test
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+// The programs under test are the real binary and Debian's clients and servers. The few that no package has are this
+// test binary itself, told by its environment what to be.
+func TestMain(m *testing.M) {
+	switch os.Getenv("NETLAB_AS") {
+	case "http":
+		must(serveHTTP(os.Args[1], os.Args[2]))
+	case "late-answer":
+		must(lateAnswer(os.Args[1]))
+	case "ask-and-wait":
+		must(askAndWait(os.Args[1]))
+	case "early-end":
+		must(earlyEnd(os.Args[1]))
+	case "hear-and-wait":
+		must(hearAndWait(os.Args[1], os.Args[2]))
+	default:
+		os.Exit(runTests(m))
+	}
+}
+
+func must(err error) {
+	if err != nil {
+		fmt.Println("error:", err)
+		os.Exit(1)
+	}
+}
+
+// bin is a folder of programs that every user may run: the sealane binary and this test binary.
+var bin string
+
+func runTests(m *testing.M) (code int) {
+	if os.Geteuid() == 0 {
+		dir, err := os.MkdirTemp("", "netlab-")
+		must(err)
+		defer os.RemoveAll(dir)
+		must(os.Chmod(dir, 0o755))
+		bin = dir
+		self, err := os.ReadFile("/proc/self/exe")
+		must(err)
+		must(os.WriteFile(filepath.Join(bin, "helper"), self, 0o755))
+		build := exec.Command("go", "build", "-o", filepath.Join(bin, "sealane"), "github.com/sealane/sealane/cmd/sealane")
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := build.CombinedOutput(); err != nil {
+			must(fmt.Errorf("building sealane: %w\n%s", err, out))
+		}
+	}
+	if code = m.Run(); code == 0 {
+		if err := goleak.Find(); err != nil {
+			fmt.Println(err)
+			return 1
+		}
+	}
+	return code
+}
+
+// helper makes the arguments of this test binary in one of its parts.
+func helper(part string, args ...string) []string {
+	return append([]string{"env", "NETLAB_AS=" + part, filepath.Join(bin, "helper")}, args...)
+}
+
+// serveHTTP answers every request with text.
+func serveHTTP(addr, text string) error {
+	ln, err := net.Listen("tcp", addr)
+	if err != nil {
+		return err
+	}
+	fmt.Println("listening")
+	return http.Serve(ln, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, text) }))
+}
+
+// lateAnswer reads to the client's half-close, says nothing for as long as the client asked, and then answers.
+func lateAnswer(addr string) error {
+	return serveEach(addr, func(c *net.TCPConn) error {
+		asked, err := io.ReadAll(c)
+		if err != nil {
+			return err
+		}
+		wait, err := time.ParseDuration(strings.TrimSpace(string(asked)))
+		if err != nil {
+			return err
+		}
+		time.Sleep(wait)
+		_, err = fmt.Fprintln(c, "the late answer")
+		return errors.Join(err, c.Close())
+	})
+}
+
+// askAndWait is lateAnswer's client: its wait is the first line of its input.
+func askAndWait(addr string) error {
+	c, err := dialTCP(addr)
+	if err != nil {
+		return err
+	}
+	if _, err := io.Copy(c, os.Stdin); err != nil {
+		return err
+	}
+	if err := c.CloseWrite(); err != nil {
+		return err
+	}
+	answer, err := io.ReadAll(c)
+	fmt.Printf("answered %q\n", answer)
+	return err
+}
+
+// earlyEnd says hello and half-closes at once, then prints what the client says and how it ends.
+func earlyEnd(addr string) error {
+	return serveEach(addr, func(c *net.TCPConn) error {
+		fmt.Fprintln(c, "hello")
+		if err := c.CloseWrite(); err != nil {
+			return err
+		}
+		heard, err := io.ReadAll(c)
+		fmt.Printf("heard %q, then %v\n", heard, err)
+		return errors.Join(err, c.Close())
+	})
+}
+
+// hearAndWait is earlyEnd's client: it speaks a long time after the server's end has come.
+func hearAndWait(addr, wait string) error {
+	d, err := time.ParseDuration(wait)
+	if err != nil {
+		return err
+	}
+	c, err := dialTCP(addr)
+	if err != nil {
+		return err
+	}
+	heard, err := io.ReadAll(c)
+	fmt.Printf("heard %q, then %v\n", heard, err)
+	if err != nil {
+		return err
+	}
+	time.Sleep(d)
+	_, err = fmt.Fprintln(c, "the late word")
+	return errors.Join(err, c.Close())
+}
+
+func dialTCP(addr string) (*net.TCPConn, error) {
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	return c.(*net.TCPConn), nil
+}
+
+func serveEach(addr string, serve func(*net.TCPConn) error) error {
+	ln, err := net.Listen("tcp", addr)
+	if err != nil {
+		return err
+	}
+	fmt.Println("listening")
+	for {
+		c, err := ln.Accept()
+		if err != nil {
+			return err
+		}
+		go func() {
+			if err := serve(c.(*net.TCPConn)); err != nil {
+				fmt.Println("error:", err)
+			}
+		}()
+	}
+}
