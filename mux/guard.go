@@ -634,7 +634,7 @@ func (g *guard) consumed(f *flow, n int) {
 	f.unread -= n
 	f.busy = true
 	g.budget.release(n)
-	due := g.grant(f) > 0
+	due := g.due(f)
 	g.mu.Unlock()
 	if !due {
 		return
@@ -643,10 +643,10 @@ func (g *guard) consumed(f *flow, n int) {
 	g.writeMu.Lock()
 	defer g.writeMu.Unlock()
 	g.mu.Lock()
-	free := g.grant(f)
-	if free > 0 {
+	free := 0
+	if g.due(f) {
+		free = g.grow(f) - f.recvCredit - f.unread
 		f.recvCredit += free
-		f.granted = time.Now()
 	}
 	g.mu.Unlock()
 	if free > 0 {
@@ -655,22 +655,25 @@ func (g *guard) consumed(f *flow, n int) {
 	}
 }
 
-// grant returns how much to grant a flow, 0 if it is not worth a header. The
-// window doubles while the peer uses it up within a few round trips.
-func (g *guard) grant(f *flow) int {
+// due tells whether what may be granted to a flow is worth a header.
+func (g *guard) due(f *flow) bool {
 	if f.localFin || f.remoteFin || f.ended || f.dead || g.flows[f.id] != f {
-		return 0
+		return false
 	}
 	window := g.budget.window(f.window)
-	if free := window - f.recvCredit - f.unread; free < window/2 {
-		return 0
-	}
+	return window-f.recvCredit-f.unread >= window/2
+}
+
+// grow returns a flow's window, twice as large as before if the peer used that
+// up within a few round trips.
+func (g *guard) grow(f *flow) int {
+	now := time.Now()
 	rtt := time.Duration(g.rtt.Load())
-	if f.granted.IsZero() || time.Since(f.granted) < 4*rtt+20*time.Millisecond {
+	if f.granted.IsZero() || now.Sub(f.granted) < 4*rtt+20*time.Millisecond {
 		f.window = min(2*f.window, windowFor(rtt))
-		window = g.budget.window(f.window)
 	}
-	return window - f.recvCredit - f.unread
+	f.granted = now
+	return g.budget.window(f.window)
 }
 
 // windowFor sizes a stream's window by the link's round trip: a stream can
