@@ -1,6 +1,7 @@
 package mux
 
 import (
+	"bufio"
 	"bytes"
 	"fmt"
 	"io"
@@ -89,7 +90,7 @@ func play(g *guard, w *wire, list []step) (seen string, err error) {
 			continue
 		}
 		w.in = strings.NewReader(s.text)
-		b, err := io.ReadAll(guardReader{g})
+		b, err := io.ReadAll(bufio.NewReader(g))
 		seen += string(b)
 		if err != nil {
 			return seen, err
@@ -97,15 +98,6 @@ func play(g *guard, w *wire, list []step) (seen string, err error) {
 		g.readErr = nil // the end of this step's input
 	}
 	return seen, nil
-}
-
-// guardReader reads as yamux does.
-type guardReader struct{ g *guard }
-
-func (r guardReader) Read(p []byte) (int, error) {
-	var big [4096]byte
-	n, err := r.g.Read(big[:max(2*yamuxHeaderLen, min(len(p), len(big)))])
-	return copy(p, big[:n]), err
 }
 
 func repeat(n int, f func(i int) string) string {
@@ -217,7 +209,7 @@ func TestGuardHidesTheBadHeader(t *testing.T) {
 	for chunk := 1; chunk < 300; chunk++ {
 		g, w := testGuard()
 		w.in = &chunks{text: good + data(3, 50) + good, size: chunk}
-		seen, err := io.ReadAll(guardReader{g})
+		seen, err := io.ReadAll(bufio.NewReader(g))
 		if ruleOf(err) != RuleYamuxStream || !strings.HasPrefix(good, string(seen)) {
 			t.Fatalf("chunks of %d: %v, yamux saw %q", chunk, err, seen)
 		}
@@ -439,7 +431,7 @@ func FuzzGuard(f *testing.F) {
 		run := func(size int) ([]byte, error) {
 			g, w := testGuard()
 			w.in = &chunks{text: string(text), size: size}
-			return io.ReadAll(guardReader{g})
+			return io.ReadAll(bufio.NewReader(g))
 		}
 		whole, err := run(1 << 20)
 		pieces, err2 := run(1 + int(size))
