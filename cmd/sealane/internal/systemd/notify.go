@@ -87,8 +87,18 @@ func (m *Manager) Reloading() error {
 	return m.tell("RELOADING=1", fmt.Sprintf("MONOTONIC_USEC=%d", now.Microseconds()))
 }
 
-// Stopping says that the process drains and then ends.
-func (m *Manager) Stopping(status string) error { return m.tell("STOPPING=1", statusLine(status)) }
+// Stopping says that the process drains and then ends. It asks for as long as
+// that may take; 0 asks for no more than the unit's TimeoutStopSec.
+func (m *Manager) Stopping(status string, limit time.Duration) error {
+	lines := []string{"STOPPING=1", statusLine(status)}
+	if limit > 0 {
+		lines = append(lines, fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", (limit+stopSlack).Microseconds()))
+	}
+	return m.tell(lines...)
+}
+
+// stopSlack is for what follows a drain: sealed closes, the last log lines.
+const stopSlack = 10 * time.Second
 
 // Status changes the line for "systemctl status".
 func (m *Manager) Status(status string) error { return m.tell(statusLine(status)) }

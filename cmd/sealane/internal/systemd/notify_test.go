@@ -52,7 +52,8 @@ func TestMessages(t *testing.T) {
 		{m.Ready("2 peers\nREADY=0"), `^READY=1\nSTATUS=2 peers READY=0$`},
 		{m.Reloading(), `^RELOADING=1\nMONOTONIC_USEC=[1-9][0-9]*$`},
 		{m.Status("bad config"), `^STATUS=bad config$`},
-		{m.Stopping("draining"), `^STOPPING=1\nSTATUS=draining$`},
+		{m.Stopping("draining", 0), `^STOPPING=1\nSTATUS=draining$`},
+		{m.Stopping("draining", time.Minute), `^STOPPING=1\nSTATUS=draining\nEXTEND_TIMEOUT_USEC=70000000$`},
 	} {
 		if step.err != nil {
 			t.Fatal(step.err)
@@ -73,7 +74,7 @@ func TestNoManager(t *testing.T) {
 	if m != nil || err != nil {
 		t.Fatalf("Connect gave %v, %v without NOTIFY_SOCKET", m, err)
 	}
-	for _, err := range []error{m.Ready(""), m.Reloading(), m.Stopping(""), m.Status(""), m.Watch(t.Context(), nil), m.Close()} {
+	for _, err := range []error{m.Ready(""), m.Reloading(), m.Stopping("", 0), m.Status(""), m.Watch(t.Context(), nil), m.Close()} {
 		if err != nil {
 			t.Error(err)
 		}
