@@ -86,64 +86,6 @@ func gzipWire(texts ...[]byte) []byte {
 	return d.out
 }
 
-// openAll reads the records of wire, after the handshake, with the keys of
-// secret. It returns the bodies of data records, joined, and how it ended.
-func openAll(transform, cipher string, padding int, secret [32]byte, wire io.Reader) (data []byte, err error) {
-	o := &opener{padding: padding}
-	if err := o.keys.init(cipher, &secret); err != nil {
-		return nil, err
-	}
-	o.dec = newDecoder(transform, container.NewReader(wire), wire, false)
-	for {
-		typ, body, err := o.next()
-		switch {
-		case err != nil:
-			return data, streamError(err)
-		case typ == typeClose && o.dec.buffered():
-			return data, violation(RuleClose, "bytes after the sealed close")
-		case typ == typeClose:
-			return data, io.EOF
-		case typ == typeControl:
-			return data, violation(RuleControl, "a control record after the first record")
-		}
-		data = append(data, body...)
-	}
-}
-
-// A forge seals records that no honest peer sends, with the right keys.
-type forge struct {
-	sealer
-	secret [32]byte
-}
-
-func newForge(t testing.TB, transform, cipher string, padding int) *forge {
-	f := &forge{secret: [32]byte(seededBytes("forge", 32))}
-	secret := f.secret
-	if err := f.keys.init(cipher, &secret); err != nil {
-		t.Fatal(err)
-	}
-	f.padding, f.limit, f.enc = padding, maxRecords, newEncoder(transform)
-	return f
-}
-
-// record is one record in the transform.
-func (f *forge) record(typ byte, body string) []byte {
-	buf := make([]byte, recordHeader+len(body)+paddingBlock+tagLen)
-	n := recordHeader + copy(buf[recordHeader:], body)
-	return f.enc.flush(f.seal(nil, typ, buf, n))
-}
-
-// plain seals any plaintext as the next record.
-func (f *forge) plain(plaintext []byte) []byte {
-	var iv [container.IVLen]byte
-	putIV(&iv, f.keys.number)
-	payload := f.keys.aead.Seal(nil, iv[:], plaintext, nil)
-	f.keys.number++
-	return f.enc.flush(f.enc.append(nil, &iv, payload))
-}
-
-func joined(parts ...[]byte) io.Reader { return bytes.NewReader(bytes.Join(parts, nil)) }
-
 // TestGzipCloseAtTheWindowsEnd: the inflater gives what ends at the end of its
 // window before it has taken the end of the block. That is not "bytes after
 // the close", but anything that inflates to a byte is.
@@ -177,7 +119,7 @@ func TestGzipCloseAtTheWindowsEnd(t *testing.T) {
 				return e.flush(nil)
 			}(),
 		} {
-			_, err := openAll(TransformGzip, cipherAES, 0, f.secret, bytes.NewReader(wire))
+			_, err := f.open(bytes.NewReader(wire), TransformGzip)
 			if behind == "" && err != io.EOF || behind != "" && ruleOf(err) != RuleClose {
 				t.Errorf("%s, %q behind the close: %v", name, behind, err)
 			}
@@ -236,7 +178,7 @@ func TestGzipIsExact(t *testing.T) {
 		"something between":     {gzipWire(one, []byte("\n"), two), "one", container.RuleForm},
 	} {
 		t.Run(name, func(t *testing.T) {
-			data, err := openAll(TransformGzip, cipherAES, 0, f.secret, bytes.NewReader(c.wire))
+			data, err := f.open(bytes.NewReader(c.wire), TransformGzip)
 			if string(data) != c.data || ruleOf(err) != c.rule || c.rule == "" && !errors.Is(err, ErrTruncated) {
 				t.Errorf("%q, %v; want %q, %q", data, err, c.data, c.rule)
 			}
@@ -282,7 +224,7 @@ func TestGzipBombs(t *testing.T) {
 		}
 		for name, end := range map[string][]byte{"bomb": bomb(1 << 20), "empty blocks": empty} {
 			src := bytes.NewReader(append(bytes.Clone(wire), end...))
-			got, err := openAll(TransformGzip, cipherAES, 0, f.secret, src)
+			got, err := f.open(src, TransformGzip)
 			if want := ruleOf(err); !bytes.Equal(got, data) || want != RuleGzipRatio && !(name == "bomb" && want == container.RuleLength) {
 				t.Errorf("%s after %d records: %v", name, before, err)
 			}
@@ -294,7 +236,7 @@ func TestGzipBombs(t *testing.T) {
 	// The text's own limit is as large as the slack: what fits both is opened and
 	// does not authenticate.
 	f := newForge(t, TransformGzip, cipherAES, 0)
-	if _, err := openAll(TransformGzip, cipherAES, 0, f.secret, joined([]byte(gzipHeader), bomb(80000))); ruleOf(err) != RuleGzipRatio {
+	if _, err := f.open(joined([]byte(gzipHeader), bomb(80000)), TransformGzip); ruleOf(err) != RuleGzipRatio {
 		t.Errorf("a bomb below the text's limit: %v", err)
 	}
 }
