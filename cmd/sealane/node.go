@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
@@ -230,6 +231,12 @@ func (n *node) logStart() {
 	for _, l := range n.proxy.Status() {
 		n.logger.Info().Str("listener", string(l.Kind)).Strs("address", l.Bound).Msg("listening")
 	}
+}
+
+// summary is a line about the node for its service manager.
+func (n *node) summary() string {
+	cfg := n.config()
+	return fmt.Sprintf("%s, %s, config revision %s", count(len(cfg.Peers), "peer"), count(len(cfg.Listeners), "listener"), cfg.Revision)
 }
 
 // update applies a config as a whole, or nothing of it.

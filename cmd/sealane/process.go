@@ -1,24 +1,11 @@
 package main
 
 import (
-	"fmt"
 	"io"
 	"os"
 
 	"golang.org/x/sys/unix"
 )
-
-// harden keeps keys out of core dumps, and other processes of the same user
-// from reading this one's memory.
-func harden() error {
-	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
-		return fmt.Errorf("set core limit: %w", err)
-	}
-	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		return fmt.Errorf("make process undumpable: %w", err)
-	}
-	return nil
-}
 
 // maxDescriptors is what a process with the privilege gives itself.
 const maxDescriptors = 1 << 20

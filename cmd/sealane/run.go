@@ -5,12 +5,15 @@ import (
 	"errors"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 	"time"
 
 	"github.com/rs/zerolog"
 
 	"github.com/sealane/sealane/cmd/sealane/internal/config"
+	"github.com/sealane/sealane/cmd/sealane/internal/sandbox"
+	"github.com/sealane/sealane/cmd/sealane/internal/systemd"
 	"github.com/sealane/sealane/proxy"
 )
 
@@ -21,7 +24,7 @@ func runRun(p *process, in input) int {
 		return p.usageError(in.command.name, err)
 	}
 	// Before the first secret is read.
-	hardenError := harden()
+	hardenError := sandbox.Harden()
 	cfg, err := config.Load(file, p.getenv)
 	if err != nil {
 		return p.badConfig(err)
@@ -29,7 +32,7 @@ func runRun(p *process, in input) int {
 	sink := newLogSink(p.stderr, cfg)
 	log := sink.logger()
 	if hardenError != nil {
-		log.Warn().Err(hardenError).Msg("core dumps could not be switched off")
+		log.Warn().Err(hardenError).Msg("core dumps or new privileges could not be switched off")
 	}
 	reportDescriptors(log, raiseDescriptors(), cfg)
 
@@ -42,14 +45,28 @@ func runRun(p *process, in input) int {
 	if err != nil {
 		return p.fail(err)
 	}
+	manager, err := systemd.Connect(p.getenv, os.Getpid())
+	if err != nil {
+		return p.fail(err)
+	}
+	defer manager.Close()
 	n, err := startNode(cfg, log, nodeOptions{sockets: sockets})
 	if err != nil {
 		log.Error().Err(err).Msg("could not start")
 		return exitError
 	}
 	r := &runner{
-		node: n, signals: signals, sink: sink,
+		node: n, signals: signals, sink: sink, manager: manager,
 		load: func() (*config.Config, error) { return config.Load(file, p.getenv) },
+	}
+	if in.set("no-sandbox") {
+		log.Warn().Msg("sandbox off, as --no-sandbox says")
+	} else if r.sandbox, err = sandbox.Enter(sandbox.For(cfg)); err != nil {
+		log.Error().Err(err).Msg("could not start")
+		n.close()
+		return exitError
+	} else {
+		log.Info().Stringer("applied", r.sandbox).Msg("sandbox")
 	}
 	if in.set("watch") {
 		w := newWatcher(cfg.Files, time.Second)
@@ -79,9 +96,20 @@ type runner struct {
 	watcher *watcher // nil without --watch
 	load    func() (*config.Config, error)
 	sink    *logSink
+	manager *systemd.Manager // nil without systemd
+	sandbox *sandbox.Sandbox // nil without one
 }
 
 func (r *runner) run() int {
+	r.told(r.manager.Ready(r.node.summary()))
+	ctx, cancel := context.WithCancel(context.Background())
+	var watchdog sync.WaitGroup
+	watchdog.Go(func() {
+		// A node whose locks are all free answers.
+		r.told(r.manager.Watch(ctx, func() { r.node.report() }))
+	})
+	defer watchdog.Wait()
+	defer cancel()
 	for {
 		select {
 		case s := <-r.signals:
@@ -103,9 +131,20 @@ func (r *runner) changes() <-chan struct{} {
 	return r.watcher.changed
 }
 
+// told logs that systemd could not be told something.
+func (r *runner) told(err error) {
+	if err != nil {
+		r.node.logger.Warn().Err(err).Msg("systemd does not listen")
+	}
+}
+
 // reload applies the config anew. A bad one changes nothing.
 func (r *runner) reload(why string) {
+	r.told(r.manager.Reloading())
 	cfg, err := r.load()
+	if err == nil {
+		err = r.sandbox.Covers(sandbox.For(cfg))
+	}
 	if err == nil {
 		err = r.node.update(cfg)
 	}
@@ -115,13 +154,16 @@ func (r *runner) reload(why string) {
 	files := r.node.config().Files
 	var invalid *config.Invalid
 	if errors.As(err, &invalid) {
-		// What mends it may be a file that only the bad config names.
+		// What mends it may be a file that only the bad config names, and what
+		// kept that from being read may be the sandbox.
 		files = append(files[:len(files):len(files)], invalid.Files...)
+		err = errors.Join(err, r.sandbox.Covers(sandbox.Needs{Read: invalid.Files}))
 	}
 	if r.watcher != nil {
 		r.watcher.watch(files)
 	}
 	r.node.reloaded(why, err)
+	r.told(r.manager.Ready(r.node.summary()))
 }
 
 // drain stops the node: nothing new is taken, what runs may finish until the
@@ -134,6 +176,7 @@ func (r *runner) drain(s os.Signal) int {
 		defer time.AfterFunc(limit, cancel).Stop()
 	}
 	r.node.logger.Info().Str("signal", s.String()).Dur("deadline", limit).Msg("draining")
+	r.told(r.manager.Stopping("draining"))
 	done := make(chan int, 1)
 	go func() { done <- r.node.drain(ctx) }()
 	for {

@@ -330,7 +330,7 @@ func TestSecondSignalForces(t *testing.T) {
 
 // TestReload changes the config under an open connection, with a signal.
 func TestReload(t *testing.T) {
-	near, _ := pair(t, "")
+	near, _ := pair(t, "", "--no-sandbox") // which would refuse the taken port first
 	path := filepath.Join(near.dir, "sealane.yaml")
 	good, err := os.ReadFile(path)
 	if err != nil {
@@ -387,6 +387,77 @@ func TestReload(t *testing.T) {
 	}
 	if key == "" {
 		t.Error("the public key is not logged")
+	}
+}
+
+// TestReloadInSandbox: what the config did not need at the start is refused by
+// name later, where the kernel has Landlock at all.
+func TestReloadInSandbox(t *testing.T) {
+	near, _ := pair(t, "")
+	applied := fmt.Sprint(near.waitFor("sandbox", 1)["applied"])
+	if !strings.Contains(applied, "listens on TCP ports") {
+		t.Skip("this kernel restricts less: " + applied)
+	}
+	path := filepath.Join(near.dir, "sealane.yaml")
+	good, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	elsewhere := filepath.Join(t.TempDir(), "other.key")
+	write(t, elsewhere, string(newKey(t).PEM()), 0o600)
+	for i, c := range []struct{ config, want string }{
+		{string(good) + "  - socks5: 127.0.0.1:1080\n", "restart sealane to let it listen on TCP port 1080 (socks5 listener)"},
+		{strings.Replace(string(good), "node.key", elsewhere, 1), "restart sealane to let it read " + elsewhere},
+		{string(good) + "egress: [{allow: [far], match: [\"*:25\"]}]\n", `connect to TCP port 25 (egress \"*:25\")`},
+	} {
+		write(t, path, c.config, 0o644)
+		near.signal(syscall.SIGHUP)
+		near.waitFor("reload refused; the old config stays in force", i+1)
+		if !strings.Contains(near.text(), c.want) {
+			t.Errorf("no %s in\n%s", c.want, near.text())
+		}
+	}
+	// What stays within it works.
+	write(t, path, strings.Replace(string(good), "service: echo", "service: other", 1), 0o644)
+	near.signal(syscall.SIGHUP)
+	near.waitFor("config reloaded", 1)
+}
+
+// TestServiceManager runs under a stand-in for systemd.
+func TestServiceManager(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "notify")
+	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Net: "unixgram", Name: socket})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer manager.Close()
+	manager.SetReadDeadline(time.Now().Add(time.Minute))
+	heard := func(want string) {
+		t.Helper()
+		for {
+			b := make([]byte, 1000)
+			n, err := manager.Read(b)
+			if err != nil {
+				t.Fatalf("no %s: %v", want, err)
+			}
+			if strings.HasPrefix(string(b[:n]), want) {
+				return
+			}
+		}
+	}
+	t.Setenv("NOTIFY_SOCKET", socket)
+	t.Setenv("WATCHDOG_USEC", "100000")
+	s := startSidecar(t, folder(t, newKey(t), ""))
+	heard("READY=1\nSTATUS=0 peers, 0 listeners, config revision ")
+	heard("WATCHDOG=1")
+	heard("WATCHDOG=1")
+	s.signal(syscall.SIGHUP)
+	heard("RELOADING=1\nMONOTONIC_USEC=")
+	heard("READY=1")
+	s.signal(syscall.SIGTERM)
+	heard("STOPPING=1")
+	if code := s.wait(); code != exitOK {
+		t.Errorf("exit code %d\n%s", code, s.text())
 	}
 }
 

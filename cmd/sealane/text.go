@@ -40,7 +40,11 @@ func commands() []*command {
 			summary: "run the sidecar",
 			details: "TERM and INT drain it: nothing new is taken, connections finish until timeouts.drain, and a\n" +
 				"second signal cuts them. HUP reloads the config and keys. Logs go to stderr.",
-			options: []option{config, {"watch", "", "reload when a file of the config changes, too"}},
+			options: []option{
+				config,
+				{"watch", "", "reload when a file of the config changes, too"},
+				{"no-sandbox", "", "do not restrict the process to the files and ports of its config"},
+			},
 		},
 		{
 			name: "check", run: runCheck,
