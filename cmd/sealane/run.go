@@ -176,7 +176,7 @@ func (r *runner) drain(s os.Signal) int {
 		defer time.AfterFunc(limit, cancel).Stop()
 	}
 	r.node.logger.Info().Str("signal", s.String()).Dur("deadline", limit).Msg("draining")
-	r.told(r.manager.Stopping("draining"))
+	r.told(r.manager.Stopping("draining", limit))
 	done := make(chan int, 1)
 	go func() { done <- r.node.drain(ctx) }()
 	for {
