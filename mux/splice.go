@@ -2,9 +2,7 @@ package mux
 
 import (
 	"io"
-	"net"
 	"sync"
-	"syscall"
 )
 
 // maxChunk is how much of an app's bytes goes into one DATA frame: with the
@@ -20,13 +18,32 @@ var buffers = sync.Pool{New: func() any { return new(buffer) }}
 func getBuffer() *buffer  { return buffers.Get().(*buffer) }
 func putBuffer(b *buffer) { buffers.Put(b) }
 
+// A LazyReader can wait for bytes without a buffer to put them into.
+type LazyReader interface {
+	io.Reader
+	// ReadLazy is Read into the buffer that take returns, which it calls once
+	// there is something to read. If that was an error, and nothing came, it
+	// gives the buffer back with drop, and may take one again. With n > 0 it
+	// keeps the buffer for its caller.
+	ReadLazy(take func() []byte, drop func()) (n int, err error)
+}
+
 // ReadFrom writes what src gives to the stream, until src's io.EOF. It does
 // not end the stream then. It holds a buffer only while there is something in
-// it, if src is a TCP or Unix connection.
+// it, if src is a LazyReader.
 func (s *Stream) ReadFrom(src io.Reader) (total int64, err error) {
-	read := readerFor(src)
+	lazy, ok := src.(LazyReader)
+	if !ok {
+		lazy = eagerReader{src}
+	}
+	var buf *buffer
+	take := func() []byte {
+		buf = getBuffer()
+		return buf[frameHeaderLen:]
+	}
+	drop := func() { putBuffer(buf) }
 	for {
-		buf, n, err := read()
+		n, err := lazy.ReadLazy(take, drop)
 		if n > 0 {
 			s.writeMu.Lock()
 			werr := s.writeData(buf[:frameHeaderLen+n])
@@ -48,76 +65,15 @@ func (s *Stream) ReadFrom(src io.Reader) (total int64, err error) {
 	}
 }
 
-// readerFor returns a function that reads into a fresh buffer, behind the
-// room for a frame's header. The buffer is nil if nothing was read.
-func readerFor(src io.Reader) func() (*buffer, int, error) {
-	switch c := src.(type) {
-	// Only these two: other conns may have buffered what the socket gave.
-	case *net.TCPConn:
-		if raw, err := c.SyscallConn(); err == nil {
-			return (&rawReader{conn: raw}).reader()
-		}
-	case *net.UnixConn:
-		if raw, err := c.SyscallConn(); err == nil {
-			return (&rawReader{conn: raw}).reader()
-		}
-	}
-	return func() (*buffer, int, error) {
-		buf := getBuffer()
-		n, err := src.Read(buf[frameHeaderLen:])
-		if n <= 0 {
-			putBuffer(buf)
-			return nil, 0, err
-		}
-		return buf, n, err
-	}
-}
+// An eagerReader takes a buffer, then waits.
+type eagerReader struct{ io.Reader }
 
-// A rawReader waits for a socket without holding a buffer.
-type rawReader struct {
-	conn syscall.RawConn
-	buf  *buffer
-	n    int
-	err  error
-}
-
-func (r *rawReader) reader() func() (*buffer, int, error) {
-	try := r.try // one closure for all reads
-	return func() (*buffer, int, error) {
-		r.buf, r.n, r.err = nil, 0, nil
-		if err := r.conn.Read(try); err != nil {
-			return nil, 0, err
-		}
-		if r.err == nil && r.n == 0 {
-			return nil, 0, io.EOF
-		}
-		return r.buf, r.n, r.err
+func (r eagerReader) ReadLazy(take func() []byte, drop func()) (int, error) {
+	n, err := r.Read(take())
+	if n <= 0 {
+		drop()
 	}
-}
-
-// try reads once. It returns false to wait until the socket is readable.
-func (r *rawReader) try(fd uintptr) bool {
-	buf := getBuffer()
-	var err error
-	for {
-		r.n, err = syscall.Read(int(fd), buf[frameHeaderLen:])
-		if err != syscall.EINTR {
-			break
-		}
-	}
-	if r.n > 0 {
-		r.buf = buf
-		return true
-	}
-	putBuffer(buf)
-	r.n = 0
-	if err == syscall.EAGAIN {
-		return false
-	}
-	if err != nil {
-		r.err = &net.OpError{Op: "read", Net: "app", Err: err}
-	}
-	return true
+	return n, err
 }
 
 // WriteTo writes what the stream carries to dst, until its END. What arrives

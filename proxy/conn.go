@@ -5,6 +5,8 @@ import (
 	"net"
 	"sync"
 	"syscall"
+
+	"github.com/sealane/sealane/mux"
 )
 
 // socket is a connection to an app or a target: a *net.TCPConn or *net.UnixConn.
@@ -35,15 +37,15 @@ func newConn(c net.Conn, ahead []byte) *conn {
 	return nc
 }
 
-// readChunk waits for bytes without holding a buffer, and returns them in one
-// that release takes back. It returns io.EOF and no chunk at the end.
-func (c *conn) readChunk() (chunk, error) {
+// ReadLazy is mux.LazyReader's: it reads into the buffer that take returns,
+// and holds none while it waits.
+func (c *conn) ReadLazy(take func() []byte, drop func()) (int, error) {
 	if len(c.ahead) > 0 {
-		b := c.ahead
-		c.ahead = nil
-		return chunk{b: b}, nil
+		n := copy(take(), c.ahead)
+		c.ahead = c.ahead[n:]
+		return n, nil
 	}
-	return c.rd.next()
+	return c.rd.read(take, drop)
 }
 
 // reset ends the connection so that the app sees an error, never a clean end.
@@ -77,61 +79,40 @@ func (s plainSocket) CloseWrite() error {
 	return syscall.ENOTSUP
 }
 
-// A chunk is bytes in a pooled buffer.
-type chunk struct {
-	b    []byte
-	pool *sync.Pool
-	buf  *[]byte
-}
+// chunks holds buffers for copying.
+var chunks = sync.Pool{New: func() any { return new([64 << 10]byte) }}
 
-func (k chunk) release() {
-	if k.pool != nil {
-		k.pool.Put(k.buf)
+// copyLazy copies from r to w until r's proper end.
+func copyLazy(w io.Writer, r mux.LazyReader) error {
+	var buf *[64 << 10]byte
+	take := func() []byte {
+		buf = chunks.Get().(*[64 << 10]byte)
+		return buf[:]
 	}
-}
-
-// Readers start with small buffers and take large ones while they fill them.
-const (
-	smallChunk = 4 << 10
-	largeChunk = 64 << 10
-)
-
-var (
-	smallChunks = newChunkPool(smallChunk)
-	largeChunks = newChunkPool(largeChunk)
-)
-
-func newChunkPool(size int) *sync.Pool {
-	return &sync.Pool{New: func() any {
-		b := make([]byte, size)
-		return &b
-	}}
-}
-
-// chunkSizer picks a pool by how full the last buffer became.
-type chunkSizer struct{ large bool }
-
-func (z *chunkSizer) pool() *sync.Pool {
-	if z.large {
-		return largeChunks
-	}
-	return smallChunks
-}
-
-func (z *chunkSizer) took(n int) { z.large = n >= smallChunk }
-
-// readPlain reads a chunk the portable way, with the buffer held while it waits.
-func readPlain(r io.Reader, z *chunkSizer) (chunk, error) {
-	pool := z.pool()
-	buf := pool.Get().(*[]byte)
-	n, err := r.Read(*buf)
-	if n == 0 {
-		pool.Put(buf)
-		if err == nil {
-			err = io.ErrNoProgress
+	drop := func() { chunks.Put(buf) }
+	for {
+		n, err := r.ReadLazy(take, drop)
+		if n > 0 {
+			_, werr := w.Write(buf[:n])
+			drop()
+			if werr != nil {
+				return werr
+			}
 		}
-		return chunk{}, err
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
 	}
-	z.took(n)
-	return chunk{(*buf)[:n], pool, buf}, nil // an error with bytes comes again
+}
+
+// readEager reads the portable way, with the buffer held while it waits.
+func readEager(r io.Reader, take func() []byte, drop func()) (int, error) {
+	n, err := r.Read(take())
+	if n <= 0 {
+		drop()
+	}
+	return n, err
 }

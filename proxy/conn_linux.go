@@ -11,20 +11,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A sockReader reads a conn's chunks. It takes a buffer only once the socket
-// is readable, so that an idle connection holds none.
+// A sockReader reads from a conn's socket. It takes a buffer only once the
+// socket is readable, so that an idle connection holds none.
 //
 // On unix sockets it also keeps the last byte that it has passed on in the
 // socket's queue, as conn.reset needs it.
 type sockReader struct {
 	c    *conn
-	raw  syscall.RawConn // nil: not a kernel socket
-	size chunkSizer
-	held bool // the queue starts with a byte that was passed on
-
+	raw  syscall.RawConn       // nil: not a kernel socket
 	try  func(fd uintptr) bool // made once; RawConn.Read calls it
-	pool *sync.Pool
-	buf  *[]byte
+	held bool                  // the queue starts with a byte that was passed on
+
+	// Of the read that goes on:
+	take func() []byte
+	drop func()
 	n    int
 	err  error
 }
@@ -43,38 +43,28 @@ func (r *sockReader) init(c *conn) {
 	}
 }
 
-func (r *sockReader) next() (chunk, error) {
+func (r *sockReader) read(take func() []byte, drop func()) (int, error) {
 	if r.raw == nil {
-		return readPlain(r.c.socket, &r.size)
+		return readEager(r.c.socket, take, drop)
 	}
-	r.n, r.err = 0, nil
+	r.take, r.drop, r.n, r.err = take, drop, 0, nil
 	if err := r.raw.Read(r.try); err != nil {
-		return chunk{}, err
+		return 0, err
 	}
 	if r.err != nil {
-		return chunk{}, os.NewSyscallError("read", r.err)
+		return 0, os.NewSyscallError("read", r.err)
 	}
 	if r.n == 0 {
-		return chunk{}, io.EOF
+		return 0, io.EOF
 	}
-	k := chunk{(*r.buf)[:r.n], r.pool, r.buf}
-	r.size.took(r.n)
-	r.buf = nil
-	return k, nil
+	return r.n, nil
 }
 
-// take gets a buffer to read into, and done puts it back if nothing came.
-func (r *sockReader) take() []byte {
-	r.pool = r.size.pool()
-	r.buf = r.pool.Get().(*[]byte)
-	return *r.buf
-}
-
-// done notes what a read gave, and reports whether to stop waiting.
+// done notes what a read into a taken buffer gave, and reports whether to
+// stop waiting.
 func (r *sockReader) done(n int, err error) bool {
 	if n <= 0 || err != nil {
-		r.pool.Put(r.buf)
-		r.buf = nil
+		r.drop()
 		n = 0
 	}
 	if err == unix.EAGAIN {
@@ -86,8 +76,7 @@ func (r *sockReader) done(n int, err error) bool {
 
 func (r *sockReader) tryTCP(fd uintptr) bool {
 	b := r.take()
-	n, err := ignoringEINTR(func() (int, error) { return unix.Read(int(fd), b) })
-	return r.done(n, err)
+	return r.done(ignoringEINTR(func() (int, error) { return unix.Read(int(fd), b) }))
 }
 
 // tryUnix takes all but the last byte out of the queue, and that one by

@@ -7,15 +7,14 @@ import (
 	"net"
 )
 
-// sockReader reads a conn's chunks.
-type sockReader struct {
-	c    *conn
-	size chunkSizer
-}
+// A sockReader reads from a conn's socket.
+type sockReader struct{ c *conn }
 
 func (r *sockReader) init(c *conn) { r.c = c }
 
-func (r *sockReader) next() (chunk, error) { return readPlain(r.c.socket, &r.size) }
+func (r *sockReader) read(take func() []byte, drop func()) (int, error) {
+	return readEager(r.c.socket, take, drop)
+}
 
 func (r *sockReader) release() {}
 

@@ -113,14 +113,13 @@ func (l *lane) fail(err error) {
 
 // A fakeStream is one end of a stream as mux gives it.
 type fakeStream struct {
-	in, out  *lane
-	pair     *fakePair
-	self     int
-	mu       sync.Mutex
-	err      error
-	onAbort  []func()
-	sentEnd  bool
-	closings int
+	in, out *lane
+	pair    *fakePair
+	self    int
+	mu      sync.Mutex
+	err     error
+	onAbort []func()
+	sentEnd bool
 }
 
 type fakePair struct{ ends [2]*fakeStream }
@@ -135,6 +134,14 @@ func newPair() *fakePair {
 
 func (s *fakeStream) Read(p []byte) (int, error)  { return s.in.read(p) }
 func (s *fakeStream) Write(p []byte) (int, error) { return s.out.write(p) }
+
+func (s *fakeStream) ReadFrom(r io.Reader) (int64, error) {
+	return 0, copyLazy(struct{ io.Writer }{s}, r.(mux.LazyReader))
+}
+
+func (s *fakeStream) WriteTo(w io.Writer) (int64, error) {
+	return io.Copy(w, struct{ io.Reader }{s})
+}
 
 func (s *fakeStream) CloseWrite() error {
 	if err := s.Err(); err != nil {
@@ -164,6 +171,9 @@ func (s *fakeStream) Close() error {
 }
 
 func (s *fakeStream) Reset(code mux.ResetCode) {
+	if s.Err() != nil {
+		return
+	}
 	s.abort(&mux.ResetError{Code: code})
 	s.pair.ends[1-s.self].abort(&mux.ResetError{Code: code, Remote: true})
 }

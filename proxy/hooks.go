@@ -32,7 +32,7 @@ type Result string
 const (
 	ResultOK             Result = "ok"              // both directions ended properly
 	ResultReset          Result = "reset"           // one side aborted
-	ResultTruncated      Result = "truncated"       // the link died
+	ResultTruncated      Result = "truncated"       // the stream broke off: its link died, or the peer gave it up
 	ResultTimedOut       Result = "timed_out"       // dial, idle or half-close timeout
 	ResultCut            Result = "cut"             // ended by drain or reload
 	ResultDenied         Result = "denied"          // by policy, here or at the peer

@@ -13,6 +13,8 @@ import (
 // stream is a stream to a peer: a *mux.Stream.
 type stream interface {
 	io.ReadWriteCloser
+	io.ReaderFrom // takes a mux.LazyReader
+	io.WriterTo
 	// CloseWrite sends END. Read gives io.EOF only after the peer's END.
 	CloseWrite() error
 	// Reset aborts both directions. It never waits.
@@ -26,9 +28,10 @@ type stream interface {
 // far is the side of a splice that is not the near conn: a peer's stream, or
 // the target of a direct route.
 type far interface {
-	io.Writer
 	CloseWrite() error
-	// copyTo writes to w what comes, until the direction's proper end.
+	// copyFrom sends what r gives, until its end, and copyTo writes to w what
+	// comes, until the direction's proper end.
+	copyFrom(r mux.LazyReader) error
 	copyTo(w io.Writer) error
 	// abort ends both directions at once, for the reason that code names.
 	abort(code mux.ResetCode)
@@ -102,29 +105,42 @@ func (s *splice) fail(o outcome) {
 
 // upload carries bytes from the near side to the far side.
 func (s *splice) upload() {
-	for {
-		k, err := s.near.readChunk()
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			s.fail(s.nearFailed(err))
-			return
-		}
-		n := len(k.b)
-		_, err = s.far.Write(k.b)
-		k.release()
-		if err != nil {
-			s.fail(s.far.explain(err))
-			return
-		}
-		s.moved(&s.out, Out, n)
+	r := &nearReader{s: s}
+	err := s.far.copyFrom(r)
+	switch {
+	case r.err != nil:
+		s.fail(s.nearFailed(r.err))
+		return
+	case err == nil:
+		err = s.far.CloseWrite()
 	}
-	if err := s.far.CloseWrite(); err != nil {
+	if err != nil {
 		s.fail(s.far.explain(err))
 		return
 	}
 	s.ended.Add(1)
+}
+
+// A nearReader counts what comes from the near side, and keeps its error
+// apart from the far side's.
+type nearReader struct {
+	s   *splice
+	err error
+}
+
+func (r *nearReader) ReadLazy(take func() []byte, drop func()) (int, error) {
+	n, err := r.s.near.ReadLazy(take, drop)
+	if n > 0 {
+		r.s.moved(&r.s.out, Out, n)
+	}
+	if err != nil && err != io.EOF {
+		r.err = err
+	}
+	return n, err
+}
+
+func (r *nearReader) Read(b []byte) (int, error) {
+	return r.ReadLazy(func() []byte { return b }, func() {})
 }
 
 // download carries bytes from the far side to the near side.
@@ -200,26 +216,14 @@ func (s *splice) sweep(now time.Time, t Timeouts) {
 // A muxSide is the far side that is a stream to a peer.
 type muxSide struct{ stream }
 
+func (m muxSide) copyFrom(r mux.LazyReader) error {
+	_, err := m.ReadFrom(r)
+	return err
+}
+
 func (m muxSide) copyTo(w io.Writer) error {
-	if wt, ok := m.stream.(io.WriterTo); ok {
-		_, err := wt.WriteTo(w)
-		return err
-	}
-	var z chunkSizer
-	for {
-		k, err := readPlain(m.stream, &z)
-		if err == io.EOF {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		_, err = w.Write(k.b)
-		k.release()
-		if err != nil {
-			return err
-		}
-	}
+	_, err := m.WriteTo(w)
+	return err
 }
 
 func (m muxSide) abort(code mux.ResetCode) { m.Reset(code) }
@@ -256,22 +260,9 @@ func resetResult(code mux.ResetCode) Result {
 // A directSide is the far side that is the target of a direct route.
 type directSide struct{ *conn }
 
-func (d directSide) copyTo(w io.Writer) error {
-	for {
-		k, err := d.readChunk()
-		if err == io.EOF {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		_, err = w.Write(k.b)
-		k.release()
-		if err != nil {
-			return err
-		}
-	}
-}
+func (d directSide) copyFrom(r mux.LazyReader) error { return copyLazy(d, r) }
+
+func (d directSide) copyTo(w io.Writer) error { return copyLazy(w, d) }
 
 func (d directSide) onAbort(func(error)) {}
 
