@@ -223,30 +223,28 @@ func (s *spareDescriptor) free() {
 	}
 }
 
-// refuse resets the connections that wait on l, in place of the spare
-// descriptor, and returns how many there were.
-func (s *spareDescriptor) refuse(l net.Listener) (n int) {
+// refuse resets a connection that waits on l, in place of the spare
+// descriptor. It returns false if there is none.
+func (s *spareDescriptor) refuse(l net.Listener) bool {
 	d, ok := l.(interface{ SetDeadline(time.Time) error })
 	if !ok {
-		return 0
+		return false
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	defer s.holdLocked()
-	defer d.SetDeadline(time.Time{})
-	for {
-		if s.held {
-			s.held = false
-			unix.Close(s.fd)
-		}
-		d.SetDeadline(time.Now().Add(time.Millisecond))
-		c, err := l.Accept()
-		if err != nil {
-			return n
-		}
-		newConn(c, nil).reset()
-		n++
+	if s.held {
+		s.held = false
+		unix.Close(s.fd)
 	}
+	d.SetDeadline(time.Now().Add(time.Millisecond))
+	defer d.SetDeadline(time.Time{})
+	c, err := l.Accept()
+	if err != nil {
+		return false
+	}
+	newConn(c, nil).reset()
+	return true
 }
 
 func closeOnExec(fd int) { unix.CloseOnExec(fd) }

@@ -32,6 +32,6 @@ func (*spareDescriptor) hold() {}
 
 func (*spareDescriptor) free() {}
 
-func (*spareDescriptor) refuse(net.Listener) int { return 0 }
+func (*spareDescriptor) refuse(net.Listener) bool { return false }
 
 func closeOnExec(int) {}

@@ -132,8 +132,23 @@ func newPair() *fakePair {
 	return p
 }
 
-func (s *fakeStream) Read(p []byte) (int, error)  { return s.in.read(p) }
-func (s *fakeStream) Write(p []byte) (int, error) { return s.out.write(p) }
+func (s *fakeStream) Read(p []byte) (int, error) {
+	n, err := s.in.read(p)
+	return n, s.own(err)
+}
+
+func (s *fakeStream) Write(p []byte) (int, error) {
+	n, err := s.out.write(p)
+	return n, s.own(err)
+}
+
+// own is this end's view of an error of the lanes, which both ends share.
+func (s *fakeStream) own(err error) error {
+	if mine := s.Err(); err != nil && err != io.EOF && mine != nil {
+		return mine
+	}
+	return err
+}
 
 func (s *fakeStream) ReadFrom(r io.Reader) (int64, error) {
 	return 0, copyLazy(struct{ io.Writer }{s}, r.(mux.LazyReader))
@@ -171,27 +186,27 @@ func (s *fakeStream) Close() error {
 }
 
 func (s *fakeStream) Reset(code mux.ResetCode) {
-	if s.Err() != nil {
-		return
-	}
-	s.abort(&mux.ResetError{Code: code})
-	s.pair.ends[1-s.self].abort(&mux.ResetError{Code: code, Remote: true})
+	s.pair.abort(s.self, &mux.ResetError{Code: code}, &mux.ResetError{Code: code, Remote: true})
 }
 
-func (s *fakeStream) abort(err error) {
-	if s.bothEnded() {
+// abort ends both ends, with an error each, unless they have ended already.
+func (p *fakePair) abort(self int, mine, others error) {
+	if p.ends[self].bothEnded() || p.ends[self].Err() != nil {
 		return
 	}
+	p.ends[self].broke(mine)
+	p.ends[1-self].broke(others)
+	p.ends[0].in.fail(mine)
+	p.ends[0].out.fail(mine)
+}
+
+func (s *fakeStream) broke(err error) {
 	s.mu.Lock()
-	if s.err == nil {
-		s.err = err
-		for _, f := range s.onAbort {
-			go f()
-		}
+	defer s.mu.Unlock()
+	s.err = err
+	for _, f := range s.onAbort {
+		go f()
 	}
-	s.mu.Unlock()
-	s.in.fail(err)
-	s.out.fail(err)
 }
 
 func (s *fakeStream) Err() error {
@@ -211,10 +226,7 @@ func (s *fakeStream) OnAbort(f func()) {
 }
 
 // kill is the death of the link below.
-func (p *fakePair) kill() {
-	p.ends[0].abort(mux.ErrTruncated)
-	p.ends[1].abort(mux.ErrTruncated)
-}
+func (p *fakePair) kill() { p.abort(0, mux.ErrTruncated, mux.ErrTruncated) }
 
 // A fakeInbound is an OPEN as the accepter sees it.
 type fakeInbound struct {

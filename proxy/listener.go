@@ -143,7 +143,9 @@ func (l *listener) accept(s net.Listener) {
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
-		l.acceptFailed(s, err)
+		if l.acceptFailed(s, err) {
+			continue // more may be waiting
+		}
 		wait = min(max(2*wait, 5*time.Millisecond), time.Second)
 		select {
 		case <-l.stopped:
@@ -153,22 +155,22 @@ func (l *listener) accept(s net.Listener) {
 	}
 }
 
-// acceptFailed reports the error. Out of descriptors, it resets the waiting
-// connections, which would otherwise hang without an answer.
-func (l *listener) acceptFailed(s net.Listener, err error) {
+// acceptFailed reports the error. Out of descriptors, it resets a waiting
+// connection, which would otherwise hang without an answer, and returns
+// whether there was one.
+func (l *listener) acceptFailed(s net.Listener, err error) (refused bool) {
 	text := err.Error()
 	l.lastError.Store(&text)
-	refused := 0
 	if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
-		refused = l.p.spare.refuse(s)
-		for range refused {
+		if refused = l.p.spare.refuse(s); refused {
 			l.p.count("", string(l.cfg.Load().Kind), ResultOverloaded)
 		}
 	}
 	if skipped, ok := l.p.acceptLines.take(time.Now()); ok {
-		l.p.log().Error().Str("listener", l.cfg.Load().name()).Err(err).Int("refused", refused).
-			Int("suppressed", skipped).Msg("cannot accept connections")
+		l.p.log().Error().Str("listener", l.cfg.Load().name()).Err(err).Bool("refused", refused).
+			Int("suppressed", skipped).Msg("cannot accept a connection")
 	}
+	return refused
 }
 
 // take serves one connection in its own goroutine.

@@ -304,16 +304,24 @@ func TestDeadAppIsSwept(t *testing.T) {
 	n := forwardNodes(t, newTarget(t, "", func(c net.Conn) { <-stop }), Timeouts{Idle: time.Hour, HalfClose: 40 * time.Millisecond})
 	defer close(stop)
 	c := dialTo(t, "tcp", n.web.addr(0))
-	c.SetWriteDeadline(time.Now().Add(300 * time.Millisecond))
-	for {
-		if _, err := c.Write(make([]byte, 64<<10)); err != nil {
-			break
-		}
-	}
+	writeUntilStuck(t, c)
 	c.(*net.TCPConn).SetLinger(0)
 	c.Close()
 	n.web.log.want(t, "result=reset", "reason=the app is gone")
 	n.db.log.want(t, "result=reset")
+}
+
+// writeUntilStuck writes until the other side has long taken nothing more.
+func writeUntilStuck(t testing.TB, c net.Conn) {
+	t.Helper()
+	for {
+		c.SetWriteDeadline(time.Now().Add(500 * time.Millisecond))
+		if _, err := c.Write(make([]byte, 64<<10)); isTimeout(err) {
+			return
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 func TestFailedDialResets(t *testing.T) {

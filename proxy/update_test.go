@@ -11,6 +11,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -329,32 +330,70 @@ func TestDescriptorExhaustion(t *testing.T) {
 	n := forwardNodes(t, newTarget(t, "", echo), Timeouts{})
 	c := dialTo(t, "tcp", n.web.addr(0))
 	say(t, c, "x")
-	waiting := dialTo(t, "tcp", n.web.addr(0)) // its own descriptors exist by then
-	say(t, waiting, "x")
-
-	var old syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &old); err != nil {
-		t.Fatal(err)
-	}
+	// This client's descriptor must exist before there are none left.
 	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer syscall.Close(fd)
+	syscall.SetsockoptTimeval(fd, syscall.SOL_SOCKET, syscall.SO_RCVTIMEO, &syscall.Timeval{Sec: int64(patience / time.Second)})
+
+	release := exhaustDescriptors(t)
+	defer release()
+	to := &syscall.SockaddrInet4{Port: int(portOf(t, n.web.addr(0))), Addr: [4]byte{127, 0, 0, 1}}
+	if err := syscall.Connect(fd, to); err == nil {
+		_, err = syscall.Read(fd, make([]byte, 1))
+		if err != syscall.ECONNRESET {
+			t.Errorf("the waiting client saw %v, not a reset", err)
+		}
+	} else if err != syscall.ECONNRESET {
+		t.Error(err)
+	}
+	say(t, c, "alive")
+	release()
+	eventually(t, "it recovers", func() bool {
+		c, err := net.Dial("tcp", n.web.addr(0))
+		if err != nil {
+			return false
+		}
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(patience))
+		if _, err := c.Write([]byte("recovered")); err != nil {
+			return false
+		}
+		_, err = io.ReadFull(c, make([]byte, 9))
+		return err == nil
+	})
+	say(t, c, "alive")
+	if e := n.web.Status()[0].LastError; !strings.Contains(e, "too many open files") {
+		t.Errorf("the status tells %q", e)
+	}
+}
+
+// exhaustDescriptors takes every descriptor that is left.
+func exhaustDescriptors(t *testing.T) (release func()) {
+	t.Helper()
+	var old syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &old); err != nil {
+		t.Fatal(err)
+	}
 	low := old
-	low.Cur = 3 // every new descriptor is above
+	low.Cur = min(old.Cur, 256)
 	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &low); err != nil {
 		t.Fatal(err)
 	}
-	restore := func() { syscall.Setrlimit(syscall.RLIMIT_NOFILE, &old) }
-	defer restore()
-	tcp, _ := net.ResolveTCPAddr("tcp", n.web.addr(0))
-	if err := syscall.Connect(fd, &syscall.SockaddrInet4{Port: tcp.Port, Addr: [4]byte{127, 0, 0, 1}}); err != nil {
-		t.Fatal(err)
+	var taken []int
+	for {
+		fd, err := syscall.Dup(0)
+		if err != nil {
+			break
+		}
+		taken = append(taken, fd)
 	}
-	eventually(t, "the accept error shows", func() bool { return n.web.Status()[0].LastError != "" })
-	say(t, c, "alive")
-	restore()
-	roundTrip(t, dialTo(t, "tcp", n.web.addr(0)), "recovered")
-	say(t, c, "alive")
+	return sync.OnceFunc(func() {
+		for _, fd := range taken {
+			syscall.Close(fd)
+		}
+		syscall.Setrlimit(syscall.RLIMIT_NOFILE, &old)
+	})
 }
