@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -31,7 +32,9 @@ func (s sockets) listen(key string, e proxy.Endpoint) (net.Listener, error) {
 	case "unix":
 		l, err = listenUnix(e.Address)
 	default:
-		l, err = net.Listen("tcp", e.Address)
+		var lc net.ListenConfig
+		lc.SetMultipathTCP(false) // of which the sandbox sees nothing
+		l, err = lc.Listen(context.Background(), "tcp", e.Address)
 	}
 	if err != nil {
 		return nil, bindError(key, e, err)

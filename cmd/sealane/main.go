@@ -1,3 +1,6 @@
+// The system's own resolver would load libraries, which the sandbox forbids.
+//go:debug netdns=go
+
 // Sealane carries an app's TCP connections to another host inside sealed SDMP
 // containers. This is the binary: it reads files, flags and the environment,
 // builds the logger, and is the only place that ends the process.

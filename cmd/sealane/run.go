@@ -62,11 +62,15 @@ func runRun(p *process, in input) int {
 	if in.set("no-sandbox") {
 		log.Warn().Msg("sandbox off, as --no-sandbox says")
 	} else if r.sandbox, err = sandbox.Enter(sandbox.For(cfg)); err != nil {
-		log.Error().Err(err).Msg("could not start")
+		log.Error().Err(err).Msg("could not start; --no-sandbox does without the sandbox")
 		n.close()
 		return exitError
 	} else {
-		log.Info().Stringer("applied", r.sandbox).Msg("sandbox")
+		level := zerolog.InfoLevel
+		if !r.sandbox.Complete() {
+			level = zerolog.WarnLevel
+		}
+		log.WithLevel(level).Stringer("applied", r.sandbox).Msg("sandbox")
 	}
 	if in.set("watch") {
 		w := newWatcher(cfg.Files, time.Second)

@@ -396,6 +396,9 @@ func TestReloadInSandbox(t *testing.T) {
 	near, _ := pair(t, "")
 	applied := fmt.Sprint(near.waitFor("sandbox", 1)["applied"])
 	if !strings.Contains(applied, "listens on TCP ports") {
+		if os.Getenv("CI") != "" {
+			t.Fatal("this kernel restricts less: " + applied)
+		}
 		t.Skip("this kernel restricts less: " + applied)
 	}
 	path := filepath.Join(near.dir, "sealane.yaml")

@@ -26,6 +26,9 @@ func (g *grants) add(path string) {
 	if err != nil || g.cover(path) {
 		return
 	}
+	if full, err := filepath.Abs(path); err == nil {
+		path = full
+	}
 	*g = append(*g, grant{path, info})
 }
 
