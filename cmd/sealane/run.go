@@ -29,6 +29,11 @@ func runRun(p *process, in input) int {
 	if err != nil {
 		return p.badConfig(err)
 	}
+	var w *watcher
+	if in.set("watch") {
+		w = newWatcher(cfg.Files, time.Second) // a change from here on counts
+		defer w.stop()
+	}
 	sink := newLogSink(p.stderr, cfg)
 	log := sink.logger()
 	if hardenError != nil {
@@ -56,7 +61,7 @@ func runRun(p *process, in input) int {
 		return exitError
 	}
 	r := &runner{
-		node: n, signals: signals, sink: sink, manager: manager,
+		node: n, signals: signals, sink: sink, manager: manager, watcher: w,
 		load: func() (*config.Config, error) { return config.Load(file, p.getenv) },
 	}
 	if in.set("no-sandbox") {
@@ -71,11 +76,6 @@ func runRun(p *process, in input) int {
 			level = zerolog.WarnLevel
 		}
 		log.WithLevel(level).Stringer("applied", r.sandbox).Msg("sandbox")
-	}
-	if in.set("watch") {
-		w := newWatcher(cfg.Files, time.Second)
-		defer w.stop()
-		r.watcher = w
 	}
 	return r.run()
 }
