@@ -22,12 +22,15 @@ type adminSource interface {
 	pending() []string // what /ready waits for; nothing when ready
 	report() report
 	metricsHandler() http.Handler
+	// anyHost says whether the config made the endpoint reachable from other
+	// hosts, by whatever name.
+	anyHost() bool
 }
 
 // adminHandler answers on the admin address: nothing can be changed there, and
-// nothing secret is shown. anyHost is for an endpoint that the config made
-// reachable from other hosts.
-func adminHandler(s adminSource, anyHost bool) http.Handler {
+// nothing secret is shown. Of a unix socket, which no browser can be led to,
+// any host may be asked for.
+func adminHandler(s adminSource, unix bool) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /live", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintln(w, "live")
@@ -53,13 +56,13 @@ func adminHandler(s adminSource, anyHost bool) http.Handler {
 		w.Header().Set("Content-Security-Policy", pagePolicy)
 		w.Write(page)
 	})
-	return guard(mux, anyHost)
+	return guard(mux, func() bool { return unix || s.anyHost() })
 }
 
 // guard keeps web pages of other sites out. A browser on this host can be made
 // to ask a loopback address by any page; it then names that page's host
 // (DNS rebinding) or says that the request came from another site.
-func guard(next http.Handler, anyHost bool) http.Handler {
+func guard(next http.Handler, anyHost func() bool) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
 		h.Set("Content-Type", "text/plain; charset=utf-8")
@@ -70,7 +73,7 @@ func guard(next http.Handler, anyHost bool) http.Handler {
 		h.Set("Cross-Origin-Resource-Policy", "same-origin")
 		site := r.Header.Get("Sec-Fetch-Site")
 		switch {
-		case !anyHost && !localHost(r.Host):
+		case !localHost(r.Host) && !anyHost():
 			http.Error(w, "this address answers to 127.0.0.1, [::1] and localhost only", http.StatusForbidden)
 		case (site == "cross-site" || site == "same-site") && r.Header.Get("Sec-Fetch-Mode") != "navigate":
 			http.Error(w, "requests from other sites are refused", http.StatusForbidden)
@@ -109,10 +112,10 @@ type adminServer struct {
 	done     chan struct{}
 }
 
-func startAdmin(l net.Listener, s adminSource, anyHost bool) *adminServer {
+func startAdmin(l net.Listener, s adminSource) *adminServer {
 	a := &adminServer{
 		http: &http.Server{
-			Handler:           adminHandler(s, anyHost || l.Addr().Network() == "unix"),
+			Handler:           adminHandler(s, l.Addr().Network() == "unix"),
 			ReadHeaderTimeout: 5 * time.Second,
 			WriteTimeout:      30 * time.Second,
 			IdleTimeout:       time.Minute,

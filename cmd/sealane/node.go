@@ -43,7 +43,8 @@ type node struct {
 	draining bool
 	links    net.Listener // nil if there is none
 	admin    *adminServer // nil if there is none
-	problems map[string]string
+
+	problems sync.Map // of peer's name to why its last attempt at a link failed
 }
 
 // nodeOptions are what is not in the config.
@@ -57,7 +58,7 @@ type nodeOptions struct {
 func startNode(cfg *config.Config, log zerolog.Logger, options nodeOptions) (_ *node, err error) {
 	n := &node{
 		logger: log, options: options, metrics: newMetrics(), events: &events{},
-		started: time.Now(), cfg: cfg, loaded: time.Now(), problems: make(map[string]string),
+		started: time.Now(), cfg: cfg, loaded: time.Now(),
 	}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	var admin net.Listener
@@ -86,7 +87,7 @@ func startNode(cfg *config.Config, log zerolog.Logger, options nodeOptions) (_ *
 	n.serve(n.links)
 	n.metrics.watch(n)
 	if admin != nil {
-		n.admin = startAdmin(admin, n, cfg.AdminUnsafe)
+		n.admin = startAdmin(admin, n)
 	}
 	n.warnOfNames(cfg)
 	n.logStart()
@@ -189,9 +190,7 @@ func (n *node) linkResult(peer string, result mux.LinkResult) {
 	if problem != "" && result != mux.LinkViolation {
 		n.events.add(eventLink, peer, problem)
 	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.problems[peer] = problem
+	n.problems.Store(peer, problem)
 }
 
 // warnOfNames looks the peers' names up once, so that a misspelt one is
@@ -272,20 +271,16 @@ func (n *node) update(next *config.Config) (err error) {
 func (n *node) rebind(next *config.Config) (links, admin net.Listener, err error) {
 	n.mu.Lock()
 	links, admin = n.links, adminListener(n.admin)
-	before := n.cfg
+	before, old := n.cfg, n.links
 	n.mu.Unlock()
 	if next.Listen != before.Listen {
 		if links, err = n.bind("listen", next.Listen); err != nil {
 			return nil, nil, err
 		}
 	}
-	if next.Admin == before.Admin && next.AdminUnsafe == before.AdminUnsafe {
+	if next.Admin == before.Admin {
 		return links, admin, nil
 	}
-	if next.Admin == before.Admin {
-		return nil, nil, errors.New("admin_unsafe cannot change alone; restart, or change the admin address too")
-	}
-	old := n.links
 	if admin, err = n.bind("admin", next.Admin); err != nil {
 		closeNew(links, old)
 		return nil, nil, err
@@ -314,7 +309,7 @@ func (n *node) adopt(next *config.Config, links, admin net.Listener) {
 	if admin != adminListener(oldAdmin) {
 		n.admin = nil
 		if admin != nil {
-			n.admin = startAdmin(admin, n, next.AdminUnsafe)
+			n.admin = startAdmin(admin, n)
 		}
 	}
 	n.mu.Unlock()
@@ -352,6 +347,17 @@ func (n *node) reloaded(why string, err error) {
 	n.metrics.configReloads.WithLabelValues("ok").Inc()
 	n.events.add(eventConfig, "", "the config was reloaded")
 	n.logger.Info().Str("cause", why).Str("revision", cfg.Revision).Msg("config reloaded")
+}
+
+// knows says whether a reload that came to cfg or err would change nothing and
+// say nothing new.
+func (n *node) knows(cfg *config.Config, err error) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if err != nil {
+		return err.Error() == n.lastBad
+	}
+	return n.lastBad == "" && cfg.Revision == n.cfg.Revision
 }
 
 func (n *node) config() *config.Config {
@@ -430,29 +436,30 @@ func (n *node) pending() []string {
 	return pending
 }
 
-// report implements adminSource.
+// report implements adminSource. It holds no lock while it asks mux and proxy.
 func (n *node) report() report {
 	pending := n.pending()
 	n.mu.Lock()
-	defer n.mu.Unlock()
+	cfg := n.cfg
 	r := report{
-		Version: versionName(), PublicKey: n.cfg.Key.Public().String(), Now: time.Now(), Started: n.started,
-		Ready: len(pending) == 0, Pending: orEmpty(pending), Draining: n.draining,
+		Version: versionName(), PublicKey: cfg.Key.Public().String(), Now: time.Now(), Started: n.started,
+		Ready: len(pending) == 0, Pending: append([]string{}, pending...), Draining: n.draining,
 		Config: configReport{
-			File: n.cfg.File, Revision: n.cfg.Revision, Loaded: n.loaded,
+			File: cfg.File, Revision: cfg.Revision, Loaded: n.loaded,
 			Reloads: n.reloads[0], Failed: n.reloads[1], Error: n.lastBad,
 		},
 		Listeners: []listenerReport{}, Services: []serviceReport{}, Peers: []peerReport{},
 		Violations: make(map[string]uint64),
-		Events:     n.events.recent(n.proxy.Refusals()),
 	}
 	if n.links != nil {
 		r.Listen = n.links.Addr().String()
 	}
+	n.mu.Unlock()
+	r.Events = n.events.recent(n.proxy.Refusals())
 	for i, l := range n.proxy.Status() {
-		r.Listeners = append(r.Listeners, listenerStatus(l, n.cfg.Listeners, i))
+		r.Listeners = append(r.Listeners, listenerStatus(l, cfg.Listeners, i))
 	}
-	for _, s := range n.cfg.Services {
+	for _, s := range cfg.Services {
 		r.Services = append(r.Services, serviceReport{s.Name, s.Allow})
 	}
 	for _, p := range n.mux.Status() {
@@ -466,6 +473,9 @@ func (n *node) report() report {
 	}
 	return r
 }
+
+// anyHost implements adminSource.
+func (n *node) anyHost() bool { return n.config().AdminUnsafe }
 
 // metricsHandler implements adminSource.
 func (n *node) metricsHandler() http.Handler { return n.metrics.handler() }
@@ -486,8 +496,8 @@ func (n *node) peerStatus(p mux.PeerStatus) peerReport {
 		Name: p.Name, Up: len(p.Links) > 0, Dialed: len(p.Addresses) > 0, Streams: p.Streams, Links: []linkReport{},
 	}
 	out.BytesIn, out.BytesOut = n.metrics.carried(p.Name)
-	if !out.Up {
-		out.Problem = n.problems[p.Name]
+	if problem, ok := n.problems.Load(p.Name); ok && !out.Up {
+		out.Problem = problem.(string)
 	}
 	for _, l := range p.Links {
 		out.Links = append(out.Links, linkReport{
@@ -498,11 +508,4 @@ func (n *node) peerStatus(p mux.PeerStatus) peerReport {
 	}
 	slices.SortFunc(out.Links, func(a, b linkReport) int { return cmp.Compare(b.AgeSeconds, a.AgeSeconds) })
 	return out
-}
-
-func orEmpty(s []string) []string {
-	if s == nil {
-		return []string{}
-	}
-	return s
 }

@@ -118,12 +118,12 @@ func (r *runner) run() int {
 		select {
 		case s := <-r.signals:
 			if s == syscall.SIGHUP {
-				r.reload("signal")
+				r.reload(causeSignal)
 				continue
 			}
 			return r.drain(s)
 		case <-r.changes():
-			r.reload("file changed")
+			r.reload(causeFile)
 		}
 	}
 }
@@ -142,18 +142,17 @@ func (r *runner) told(err error) {
 	}
 }
 
+// What leads to a reload.
+const (
+	causeSignal = "signal"
+	causeFile   = "file changed"
+)
+
 // reload applies the config anew. A bad one changes nothing.
 func (r *runner) reload(why string) {
-	r.told(r.manager.Reloading())
 	cfg, err := r.load()
 	if err == nil {
 		err = r.sandbox.Covers(sandbox.For(cfg))
-	}
-	if err == nil {
-		err = r.node.update(cfg)
-	}
-	if err == nil {
-		r.sink.configure(cfg)
 	}
 	files := r.node.config().Files
 	var invalid *config.Invalid
@@ -163,8 +162,21 @@ func (r *runner) reload(why string) {
 		files = append(files[:len(files):len(files)], invalid.Files...)
 		err = errors.Join(err, r.sandbox.Covers(sandbox.Needs{Read: invalid.Files}))
 	}
+	if err == nil {
+		files = cfg.Files
+	}
 	if r.watcher != nil {
 		r.watcher.watch(files)
+	}
+	if why == causeFile && r.node.knows(cfg, err) {
+		return // another file, or another time, and the same content
+	}
+	r.told(r.manager.Reloading())
+	if err == nil {
+		err = r.node.update(cfg)
+	}
+	if err == nil {
+		r.sink.configure(cfg)
 	}
 	r.node.reloaded(why, err)
 	r.told(r.manager.Ready(r.node.summary()))

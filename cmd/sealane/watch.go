@@ -20,7 +20,7 @@ type watcher struct {
 
 	mu    sync.Mutex
 	files []string
-	seen  string // the state of files that was reported or started with
+	seen  string // the state of files that was reported; "" if none was
 }
 
 func newWatcher(files []string, interval time.Duration) *watcher {
@@ -30,14 +30,14 @@ func newWatcher(files []string, interval time.Duration) *watcher {
 	return w
 }
 
-// watch makes files the ones to watch. New ones count from their present state.
+// watch makes files the ones to watch. Other ones than before are reported as
+// changed once: they may have been, since they were read.
 func (w *watcher) watch(files []string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if slices.Equal(files, w.files) {
-		return
+	if !slices.Equal(files, w.files) {
+		w.files, w.seen = slices.Clone(files), ""
 	}
-	w.files, w.seen = files, state(files)
 }
 
 func (w *watcher) stop() {
