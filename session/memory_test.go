@@ -232,3 +232,30 @@ func (c *tap) captured() (out, in []byte) {
 func (c *tap) CloseWrite() error {
 	return c.Conn.(interface{ CloseWrite() error }).CloseWrite()
 }
+
+// respondTo gives the responder all of wire, then the end of the stream. It
+// returns what the responder answered.
+func respondTo(rc Config, wire ...[]byte) (answer []byte, c *Conn, err error) {
+	a, b := memPair()
+	for _, w := range wire {
+		a.Write(w)
+	}
+	a.CloseWrite()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	c, err = Respond(ctx, b, rc)
+	return a.in.peek(), c, err
+}
+
+// initiateWith gives the initiator all of wire as the responder's.
+func initiateWith(ic Config, peer PublicKey, wire ...[]byte) (sent []byte, c *Conn, err error) {
+	a, b := memPair()
+	for _, w := range wire {
+		b.Write(w)
+	}
+	b.CloseWrite()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	c, err = Initiate(ctx, a, peer, ic)
+	return b.in.peek(), c, err
+}
