@@ -32,6 +32,7 @@ GOARCH=$arch build "$tools/target"
 put 755 "$tools/target" usr/bin/sealane
 put 644 packaging/systemd/sealane.service usr/lib/systemd/system/sealane.service
 put 644 packaging/systemd/sealane@.service usr/lib/systemd/system/sealane@.service
+put 644 packaging/systemd/sealane-redirect.service usr/lib/systemd/system/sealane-redirect.service
 put 644 packaging/systemd/sysusers.conf usr/lib/sysusers.d/sealane.conf
 put 640 packaging/sealane.yaml etc/sealane/sealane.yaml
 chmod 750 "$root/etc/sealane"
@@ -49,7 +50,7 @@ put 644 packaging/deb/lintian-overrides usr/share/lintian/overrides/sealane
 printf 'sealane (%s) unstable; urgency=medium\n\n  * See CHANGELOG.md.\n\n -- %s  %s\n' \
     "$version" "$maintainer" "$(LC_ALL=C date -u -R -d "@$SOURCE_DATE_EPOCH")" >"$tools/changelog"
 put 644 "$tools/changelog" usr/share/doc/sealane/changelog
-for doc in CHANGELOG.md README.md SPEC.md docs/operations.md docs/threat-model.md docs/troubleshooting.md docs/alerts.yml; do
+for doc in CHANGELOG.md README.md SPEC.md docs/operations.md docs/hosts.md docs/threat-model.md docs/troubleshooting.md docs/alerts.yml; do
     if [ -f "$doc" ]; then put 644 "$doc" "usr/share/doc/sealane/$(basename "$doc")"; fi
 done
 gzip -9n "$root/usr/share/man/man1/sealane.1" "$root/usr/share/doc/sealane/changelog"
