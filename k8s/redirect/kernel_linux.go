@@ -160,8 +160,8 @@ func explain(doing string, err error) error {
 			"or in an init container with user 0 and capabilities.add: [NET_ADMIN]", doing, err)
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EPROTONOSUPPORT),
 		errors.Is(err, unix.EAFNOSUPPORT):
-		return fmt.Errorf("%s: %w\nthis kernel cannot do it: Linux 5.2 or later with the modules nf_tables, nft_chain_nat, "+
-			"nft_redir and nft_ct is needed; in a container the host has to load them", doing, err)
+		return fmt.Errorf("%s: %w\nthis kernel cannot do it: Linux 5.2 or later with the modules nf_tables, nft_chain_nat "+
+			"and nft_redir is needed; in a container the host has to load them", doing, err)
 	}
 	return fmt.Errorf("%s: %w", doing, err)
 }

@@ -323,6 +323,32 @@ func TestOpenConnectionsSurvive(t *testing.T) {
 	for name, c := range map[string]*held{"inbound": inbound, "outbound": outbound, "redirected": redirected} {
 		c.send(t, "still here "+name)
 	}
+
+	p.redirect(t, "down")
+	outbound.send(t, "still here without rules")
+	fmt.Fprintln(redirected.in, "lost with the rules")
+	redirected.Wait(10 * time.Second)
+	if strings.Contains(redirected.Output(), "lost") {
+		t.Errorf("a redirected connection went on without rules: %s", redirected.Output())
+	}
+}
+
+// IPv6 to a link-local address is bound to an interface, so the kernel cannot redirect it to loopback. It must not leave.
+func TestLinkLocalDoesNotLeave(t *testing.T) {
+	prepare(t)
+	p := newPod(t)
+	p.startListeners(t)
+	out := p.world.Run("ip", "-6", "-o", "addr", "show", "dev", "eth0", "scope", "link")
+	world := regexp.MustCompile(`fe80::[0-9a-f:]+`).FindString(out)
+	dial := as("dial", "["+world+"%eth0]:5432")
+	netlab.Eventually(t, 10*time.Second, "the link-local addresses", func() bool {
+		out, err := p.Try(dial...)
+		return err == nil && strings.Contains(out, "world")
+	})
+	p.redirect(t, "up")
+	if out, err := p.Try(dial...); err == nil || strings.Contains(out, "world") {
+		t.Errorf("a connection to a link-local address left: %s", out)
+	}
 }
 
 type held struct {
