@@ -98,19 +98,23 @@ func (p *peer) keepUp(slot int) {
 }
 
 // hold waits until a link takes no more streams, and tells whether a
-// violation ended it. Meanwhile, slot 0 looks for addresses without a link.
+// violation ended it. Meanwhile it looks now and then whether the link should
+// rather be at another of the peer's addresses.
 func (p *peer) hold(l *link, slot int) (violated bool) {
-	var look <-chan time.Time
+	look := time.NewTicker(p.mux.timing.lookAgain)
+	defer look.Stop()
 	if slot == 0 {
 		p.spread()
-		ticker := time.NewTicker(p.mux.timing.lookAgain)
-		defer ticker.Stop()
-		look = ticker.C
 	}
 	for {
 		select {
-		case <-look:
-			p.spread()
+		case <-look.C:
+			if slot == 0 {
+				p.spread()
+			}
+			if moved := p.move(l); moved != nil {
+				l = moved
+			}
 		case <-l.gone:
 			return false
 		case <-l.dead:
@@ -118,6 +122,33 @@ func (p *peer) hold(l *link, slot int) (violated bool) {
 			return errors.As(l.cause(), &v)
 		}
 	}
+}
+
+// move replaces a link whose address has another one by a link to an address
+// that has none, if there is any. The old link goes when its streams have.
+func (p *peer) move(l *link) *link {
+	p.mu.Lock()
+	cfg := p.cfg
+	doubled := slices.ContainsFunc(p.links, func(o *link) bool {
+		return o != l && o.dialed && o.address == l.address && o.usable()
+	})
+	if !doubled || p.moving {
+		p.mu.Unlock()
+		return nil
+	}
+	p.moving = true
+	p.mu.Unlock()
+	moved, err := p.dialLink(cfg, true)
+	p.mu.Lock()
+	p.moving = false
+	p.mu.Unlock()
+	if err != nil {
+		return nil
+	}
+	l.surplus.Store(true)
+	l.retire()
+	l.leave()
+	return moved
 }
 
 // spread starts a slot for each further address of a peer that has several,
@@ -148,14 +179,17 @@ func (p *peer) spread() {
 	}
 }
 
-// logFailure logs why no link comes up, once for each reason.
+// logFailure logs why no link comes up: when that changes, and once a minute.
 func (p *peer) logFailure(err error) {
 	if p.ctx.Err() != nil {
 		return
 	}
+	result := resultOf(err)
 	p.mu.Lock()
-	repeated := p.lastErr == err.Error()
-	p.lastErr = err.Error()
+	repeated := p.lastFailure == result && time.Since(p.failureLogged) < time.Minute
+	if !repeated {
+		p.lastFailure, p.failureLogged = result, time.Now()
+	}
 	p.mu.Unlock()
 	if !repeated {
 		p.mux.log.Warn().Str("peer", p.name).Err(err).Msg("no link")

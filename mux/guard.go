@@ -399,7 +399,8 @@ func (g *guard) inboundStream(f *flow, h yamuxHeader) (pass bool, tell *Stream, 
 	return !over, nil, nil
 }
 
-// checkACK holds an accepter to ACK (or RST) first and never again.
+// checkACK holds an accepter to ACK (or RST) first and never again. A plain
+// yamux that sees FIN before it has accepted the stream forgets the ACK.
 func (g *guard) checkACK(f *flow, h yamuxHeader) error {
 	switch {
 	case h.flags == flagACK && (!f.outbound || f.acked):
@@ -407,7 +408,7 @@ func (g *guard) checkACK(f *flow, h yamuxHeader) error {
 	case h.flags == flagACK:
 		f.acked = true
 		g.opened()
-	case f.outbound && !f.acked && h.flags != flagRST:
+	case f.outbound && !f.acked && h.flags != flagRST && !f.localFin:
 		return violation(RuleYamuxAck, "a header before ACK")
 	}
 	return nil
@@ -563,6 +564,11 @@ func (g *guard) outbound(h *yamuxHeader) bool {
 	f := g.flows[h.id]
 	if f == nil || f.localFin {
 		return false
+	}
+	if !f.outbound && !f.acked && h.kind == yamuxWindowUpdate {
+		// Accepting a stream always sends a window update, but yamux leaves
+		// the ACK away if FIN came first.
+		h.flags = flagACK
 	}
 	switch {
 	case h.kind == yamuxData:

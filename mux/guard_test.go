@@ -292,13 +292,14 @@ func TestGuardKeepsItsOwnLaws(t *testing.T) {
 		steps []step
 		want  []string
 	}{
-		"DATA and grants after FIN":    {out(syn(2), fin(2), data(2, 5), more(2, 1<<24), fin(2)), []string{syn(2), fin(2)}},
-		"DATA after the peer's RST":    {steps(out(syn(2)), in(ack(2)+rst(2)), out(data(2, 5), fin(2))), []string{syn(2)}},
-		"anything after both FIN":      {steps(out(syn(2), fin(2)), in(ack(2)+fin(2)), out(data(2, 5), rst(2))), []string{syn(2), fin(2)}},
-		"ACK after the peer's RST":     {steps(in(syn(1)+rst(1)), out(ack(1))), nil},
-		"yamux's grants":               {steps(in(syn(1)), out(header(yamuxWindowUpdate, flagACK, 1, 1<<24), more(1, 1<<24))), []string{ack(1)}},
-		"yamux's grant with SYN":       {out(header(yamuxWindowUpdate, flagSYN, 2, 1<<24)), []string{syn(2)}},
-		"a dropped body stays dropped": {out(syn(2), fin(2), data(2, 5), syn(4), data(4, 1)), []string{syn(2), fin(2), syn(4), data(4, 1)}},
+		"DATA and grants after FIN":               {out(syn(2), fin(2), data(2, 5), more(2, 1<<24), fin(2)), []string{syn(2), fin(2)}},
+		"DATA after the peer's RST":               {steps(out(syn(2)), in(ack(2)+rst(2)), out(data(2, 5), fin(2))), []string{syn(2)}},
+		"anything after both FIN":                 {steps(out(syn(2), fin(2)), in(ack(2)+fin(2)), out(data(2, 5), rst(2))), []string{syn(2), fin(2)}},
+		"ACK after the peer's RST":                {steps(in(syn(1)+rst(1)), out(ack(1))), nil},
+		"ACK of a stream that was finished first": {steps(in(syn(1)+fin(1)), out(more(1, 1<<24), fin(1))), []string{ack(1), fin(1)}},
+		"yamux's grants":                          {steps(in(syn(1)), out(header(yamuxWindowUpdate, flagACK, 1, 1<<24), more(1, 1<<24))), []string{ack(1)}},
+		"yamux's grant with SYN":                  {out(header(yamuxWindowUpdate, flagSYN, 2, 1<<24)), []string{syn(2)}},
+		"a dropped body stays dropped":            {out(syn(2), fin(2), data(2, 5), syn(4), data(4, 1)), []string{syn(2), fin(2), syn(4), data(4, 1)}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			g, w := testGuard()

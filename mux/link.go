@@ -63,6 +63,7 @@ type link struct {
 	streams map[*Stream]struct{}
 	leaving bool // the streams that still come are refused
 	load    atomic.Int64
+	surplus atomic.Bool // to be closed when it has no streams
 }
 
 func newLink(p *peer, conn sealedConn, raw net.Conn, dialed bool, address string) (*link, error) {
@@ -137,6 +138,7 @@ func (l *link) end(err error) {
 var (
 	errPeerClosed = errors.New("closed by the peer")
 	errYamux      = errors.New("yamux ended the link")
+	errSurplus    = errors.New("replaced by a link to another address")
 )
 
 // fail ends the link at once.
@@ -483,7 +485,7 @@ func (l *link) watch() {
 	ticker := time.NewTicker(l.mux.timing.tick)
 	defer ticker.Stop()
 	pong := make(chan time.Duration, 1)
-	pinging, quiet := false, 0
+	pinging, quiet, idle := false, 0, 0
 	in, out := l.guard.bytesIn.Load(), l.acknowledged()
 	for tick := 0; ; tick++ {
 		if tick%pingTicks == 0 && !pinging {
@@ -516,6 +518,12 @@ func (l *link) watch() {
 			return
 		}
 		in, out = nowIn, nowOut
+		if idle++; l.load.Load() > 0 || !l.surplus.Load() {
+			idle = 0
+		} else if idle >= idleTicks {
+			l.close(errSurplus)
+			return
+		}
 	}
 }
 
@@ -523,6 +531,7 @@ const (
 	pingTicks  = 3
 	deadTicks  = 9
 	sweepTicks = 5
+	idleTicks  = 3
 )
 
 func (l *link) measured(rtt time.Duration) {

@@ -92,6 +92,11 @@ func (b *syncBuffer) count(s string) int { return bytes.Count([]byte(b.String())
 // Config first.
 func newNode(t testing.TB, key *session.PrivateKey, peers []Peer, edit func(*Config)) *node {
 	t.Helper()
+	return newTimedNode(t, fastTiming(), key, peers, edit)
+}
+
+func newTimedNode(t testing.TB, timing timing, key *session.PrivateKey, peers []Peer, edit func(*Config)) *node {
+	t.Helper()
 	n := &node{key: key, log: new(syncBuffer)}
 	cfg := Config{Session: session.Config{Key: key}, Peers: peers, Log: zerolog.New(n.log).Level(zerolog.DebugLevel)}
 	if edit != nil {
@@ -101,7 +106,7 @@ func newNode(t testing.TB, key *session.PrivateKey, peers []Peer, edit func(*Con
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.timing = fastTiming()
+	m.timing = timing
 	n.Mux = m
 	n.listen(t, "127.0.0.1:0")
 	m.Start()

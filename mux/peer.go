@@ -30,8 +30,11 @@ type peer struct {
 	everUp  bool
 	slots   map[int]bool         // which dialing loops run
 	failed  map[string]time.Time // addresses that failed last time
+	moving  bool                 // a slot moves its link to another address
 	past    traffic              // of links that have ended
-	lastErr string               // logged last
+
+	lastFailure   LinkResult // why no link came up, as last logged
+	failureLogged time.Time
 }
 
 func newPeer(m *Mux, name string) *peer {
@@ -198,7 +201,7 @@ func (p *peer) register(l *link) error {
 	defer p.mu.Unlock()
 	p.links = append(p.links, l)
 	p.everUp = true
-	p.lastErr = ""
+	p.lastFailure = ""
 	delete(p.failed, l.address)
 	p.notify()
 	m.wg.Go(func() {
