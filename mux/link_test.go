@@ -126,9 +126,11 @@ func (m *middle) thaw() {
 func pairThrough(t testing.TB, handler func(*Inbound)) (a, b *node, m *middle) {
 	t.Helper()
 	ka, kb := newKey(t), newKey(t)
-	b = newNode(t, kb, []Peer{{Name: "a", Keys: []session.PublicKey{ka.Public()}}}, func(c *Config) { c.Handler = handler })
+	timing := fastTiming()
+	timing.tick = 150 * time.Millisecond
+	b = newTimedNode(t, timing, kb, []Peer{{Name: "a", Keys: []session.PublicKey{ka.Public()}}}, func(c *Config) { c.Handler = handler })
 	m = newMiddle(t, b.addr)
-	a = newNode(t, ka, []Peer{{Name: "b", Keys: []session.PublicKey{kb.Public()}, Addresses: []string{m.addr()}}}, nil)
+	a = newTimedNode(t, timing, ka, []Peer{{Name: "b", Keys: []session.PublicKey{kb.Public()}, Addresses: []string{m.addr()}}}, nil)
 	return a, b, m
 }
 
