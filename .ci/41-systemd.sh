@@ -1,0 +1,146 @@
+#!/usr/bin/env bash
+# Runs the packaged service under a real systemd, which is booted in namespaces
+# of its own over a copy-on-write view of this system: nothing here changes.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+.ci/install curl dpkg-dev iproute2 systemd
+
+work=$(mktemp -d)
+packaging/deb/build.sh "$work" >/dev/null
+mkdir "$work/layers"
+
+# The manager's own script: its mounts, its network, then systemd as process 1.
+cat >"$work/boot" <<'BOOT'
+set -euo pipefail
+cd "$1/layers"
+mount --make-rprivate /
+mount -t tmpfs tmpfs .
+mkdir up tmp root
+mount -t overlay overlay -o lowerdir=/,upperdir=up,workdir=tmp root
+cp "$1"/*.deb root/sealane.deb
+cd root
+mount -t proc proc proc
+mount -t sysfs sysfs sys
+mount -t cgroup2 cgroup2 sys/fs/cgroup
+mount -t tmpfs tmpfs run
+mount -t tmpfs tmpfs tmp
+mount --rbind /dev dev
+ip link set lo up
+rm -rf etc/systemd/system/*.wants
+printf '[Unit]\nDescription=the test\n' >etc/systemd/system/test.target
+: >etc/machine-id
+chroot . dpkg -i sealane.deb >/dev/null
+exec chroot . /usr/bin/env -i container=other PATH=/usr/sbin:/usr/bin:/sbin:/bin \
+    /lib/systemd/systemd --unit=test.target --log-target=console --show-status=no
+BOOT
+unshare --mount --net --pid --fork --cgroup --ipc --uts --kill-child bash "$work/boot" "$work" >"$work/console" 2>&1 &
+namespaces=$!
+trap 'kill -9 "$namespaces" 2>/dev/null; wait "$namespaces" 2>/dev/null || true; rm -rf "$work"' EXIT
+
+inside() { nsenter --target "$(cat "/proc/$namespaces/task/$namespaces/children" | tr -d ' ')" --all --root --wd "$@"; }
+fail() {
+    printf 'systemd: %s\n' "$*" >&2
+    cat "$work/console" >&2
+    inside tail -n 20 /run/sealane.log >&2 || true
+    exit 1
+}
+# until_ WHAT COMMAND...: tries the command for a minute.
+until_() {
+    local what=$1
+    shift
+    for _ in $(seq 600); do
+        if "$@" >/dev/null 2>&1; then return; fi
+        sleep 0.1
+    done
+    fail "$what: never happened"
+}
+is() { [ "$2" = "$3" ] || fail "$1 is '$2', want '$3'"; }
+running() { inside systemctl is-system-running | grep -q running; }
+until_ 'systemd is up' running
+
+property() { inside systemctl show -P "$1" "$2"; }
+write() { inside tee "$1" >/dev/null; }
+key() {
+    inside sealane keygen -o "/etc/sealane/$1.key"
+    inside chown sealane: "/etc/sealane/$1.key"
+}
+
+a=$(key a) b=$(key b)
+inside mkdir /etc/systemd/system/sealane.service.d /etc/systemd/system/sealane@.service.d
+for unit in sealane sealane@; do
+    write "/etc/systemd/system/$unit.service.d/test.conf" <<'E2'
+[Service]
+StandardError=append:/run/sealane.log
+WatchdogSec=4
+E2
+done
+
+echo '- two instances, a link between them, a socket below 1024 that systemd opens'
+write /etc/sealane/a.yaml <<E2
+identity: a.key
+admin: unix:/run/sealane-a/admin.sock
+peers: [{name: b, keys: ["$b"], address: "127.0.0.1:7423"}]
+listeners:
+  - forward: systemd:web
+    to: {peer: b, service: web}
+E2
+write /etc/sealane/b.yaml <<E2
+identity: b.key
+listen: 127.0.0.1:7423
+peers: [{name: a, keys: ["$a"]}]
+services: [{name: web, address: "127.0.0.1:7424", allow: [a]}]
+E2
+write /etc/systemd/system/sealane-a.socket <<'E2'
+[Socket]
+ListenStream=127.0.0.1:80
+FileDescriptorName=web
+Service=sealane@a.service
+E2
+# The target is the admin endpoint of a third instance.
+write /etc/sealane/sealane.yaml <<'E2'
+identity: b.key
+admin: 127.0.0.1:7424
+E2
+inside systemctl daemon-reload
+inside systemctl start sealane.service sealane@b.service sealane-a.socket
+is 'the instance behind the socket' "$(property ActiveState sealane@a.service)" inactive
+is 'the page through the link' "$(inside curl -sS --max-time 60 http://127.0.0.1:80/live)" live
+is 'the instance behind the socket' "$(property ActiveState sealane@a.service)" active
+until_ 'the status by the socket' inside sealane status --ready --admin unix:/run/sealane-a/admin.sock
+
+echo '- what systemd knows, and the sandbox beneath its filters'
+property StatusText sealane@a.service | grep -q '^1 peer, 1 listener, config revision ' || fail "status $(property StatusText sealane@a.service)"
+is 'the type' "$(property Type sealane.service)" "$([ "$(systemctl --version | sed -n 's/^systemd \([0-9]*\).*/\1/p')" -ge 253 ] && echo notify-reload || echo notify)"
+inside grep -q '"applied":"Landlock ABI [4-9].*listens on TCP ports' /run/sealane.log || fail 'the sandbox is not in the log'
+status=/proc/$(property MainPID sealane.service)/status
+is 'capabilities and privileges' "$(inside grep -E '^(CapEff|CapBnd|NoNewPrivs|Seccomp):' "$status" | tr -s '\t' ' ' | tr '\n' ' ')" \
+    'CapEff: 0000000000000000 CapBnd: 0000000000000000 NoNewPrivs: 1 Seccomp: 2 '
+
+echo '- reload, a bad reload'
+before=$(property StatusText sealane.service)
+echo 'log: {level: debug}' | inside tee -a /etc/sealane/sealane.yaml >/dev/null
+inside systemctl reload sealane.service
+changed() { [ "$(property StatusText sealane.service)" != "$before" ]; }
+until_ 'the reload' changed
+echo 'bad: config' | inside tee -a /etc/sealane/sealane.yaml >/dev/null
+inside systemctl reload sealane.service
+until_ 'the refusal' inside grep -q 'reload refused' /run/sealane.log
+is 'the state after a bad reload' "$(property ActiveState sealane.service)" active
+
+echo '- a start with a bad config is not tried again'
+inside systemctl restart sealane.service >/dev/null 2>&1 && fail 'it started with a bad config'
+is 'the exit code' "$(property ExecMainStatus sealane.service)" 78
+is 'the state' "$(property ActiveState sealane.service)" failed
+
+echo '- a hung process is killed and started anew'
+pid=$(property MainPID sealane@b.service)
+inside kill -STOP "$pid"
+restarted() { [ "$(property NRestarts sealane@b.service)" = 1 ] && [ "$(property ActiveState sealane@b.service)" = active ]; }
+until_ 'the restart by the watchdog' restarted
+inside sed -i '/^bad:/d' /etc/sealane/sealane.yaml
+inside systemctl start sealane.service
+is 'the page with its server' "$(inside curl -sS --max-time 60 --retry 5 --retry-all-errors http://127.0.0.1:80/live)" live
+
+echo '- a clean stop'
+inside systemctl stop sealane-a.socket sealane@a.service sealane@b.service sealane.service
+is 'the result' "$(property Result sealane@a.service) $(property ExecMainStatus sealane@a.service)" 'success 0'
