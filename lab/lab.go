@@ -1,0 +1,255 @@
+// Package lab starts real processes for tests: servers and clients as Debian
+// packages them, and sealane sidecars built from this tree. Its tests are in
+// the folders below: servers carries real protocols, faults kills links while
+// data flows.
+//
+// SEALANE_LAB=long gives the tests their full sizes; otherwise they take a few
+// seconds. What is missing is a reason to skip, except where CI is set.
+package lab
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// Long reports whether the tests run at their full sizes.
+func Long() bool { return os.Getenv("SEALANE_LAB") == "long" }
+
+// Need finds programs. Debian keeps PostgreSQL's and nginx's servers outside
+// the search path.
+func Need(t *testing.T, names ...string) {
+	t.Helper()
+	path := os.Getenv("PATH") + ":/usr/sbin"
+	dirs, _ := filepath.Glob("/usr/lib/postgresql/*/bin")
+	t.Setenv("PATH", strings.Join(append(dirs, path), ":"))
+	for _, name := range names {
+		if _, err := exec.LookPath(name); err != nil {
+			if os.Getenv("CI") != "" {
+				t.Fatalf("%s is missing, and CI must not skip", name)
+			}
+			t.Skipf("needs %s (a Debian package)", name)
+		}
+	}
+}
+
+// FreePort is a TCP port on loopback that nothing uses.
+func FreePort(t *testing.T) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// Eventually polls a condition for up to 30 s.
+func Eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); !ok(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%s: not within 30 s", what)
+		}
+	}
+}
+
+// Accepts reports whether something listens at a TCP address.
+func Accepts(address string) bool {
+	c, err := net.DialTimeout("tcp", address, time.Second)
+	if err == nil {
+		c.Close()
+	}
+	return err == nil
+}
+
+// An Output collects a process's output.
+type Output struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *Output) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *Output) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+// A Process is a server or a sidecar that ends with the test.
+type Process struct {
+	*exec.Cmd
+	Out *Output
+}
+
+// Start runs a program until the test ends. asUser, if not empty and this is
+// root, is whom it runs as.
+func Start(t *testing.T, asUser string, name string, args ...string) *Process {
+	t.Helper()
+	p := &Process{exec.Command(name, args...), &Output{}}
+	p.Stdout, p.Stderr = p.Out, p.Out
+	p.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Credential: credential(t, asUser)}
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		p.Process.Signal(syscall.SIGTERM)
+		timer := time.AfterFunc(10*time.Second, func() { p.Process.Kill() })
+		p.Wait()
+		timer.Stop()
+		if t.Failed() {
+			t.Logf("%s: %s", filepath.Base(name), tail(p.Out.String()))
+		}
+	})
+	return p
+}
+
+func tail(s string) string { return s[max(0, len(s)-3000):] }
+
+func credential(t *testing.T, name string) *syscall.Credential {
+	t.Helper()
+	if name == "" || os.Getuid() != 0 {
+		return nil
+	}
+	u, err := user.Lookup(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	uid, _ := strconv.ParseUint(u.Uid, 10, 32)
+	gid, _ := strconv.ParseUint(u.Gid, 10, 32)
+	return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
+}
+
+// Run runs a client to its end and returns what it printed.
+func Run(t *testing.T, env []string, name string, args ...string) string {
+	t.Helper()
+	out, err := Try(t, env, name, args...)
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, tail(out))
+	}
+	return out
+}
+
+// Try is Run for a client that may fail.
+func Try(t *testing.T, env []string, name string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Env = append(os.Environ(), env...)
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+// TempDir is a folder that servers under other users may enter, with a name
+// short enough for unix sockets.
+func TempDir(t *testing.T, owner string) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "sl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if c := credential(t, owner); c != nil {
+		if err := os.Chown(dir, int(c.Uid), int(c.Gid)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+// Build compiles sealane, once per test binary.
+func Build(t *testing.T) string {
+	t.Helper()
+	bin, err := build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return bin
+}
+
+var buildDir string // made by build, removed by Main
+
+var build = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "sealane")
+	if err != nil {
+		return "", err
+	}
+	buildDir = dir
+	bin := filepath.Join(dir, "sealane")
+	out, err := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", bin, "github.com/sealane/sealane/cmd/sealane").CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("go build: %v\n%s", err, out)
+	}
+	return bin, nil
+})
+
+// Main runs a package's tests and removes what Build made.
+func Main(m *testing.M) {
+	code := m.Run()
+	os.RemoveAll(buildDir)
+	os.Exit(code)
+}
+
+// Key makes a node key and returns its public name.
+func Key(t *testing.T, file string) string {
+	t.Helper()
+	return strings.TrimSpace(Run(t, nil, Build(t), "keygen", "-o", file))
+}
+
+// Sidecar writes a config to dir/name.yaml and runs sealane with it until the
+// test ends.
+func Sidecar(t *testing.T, dir, name, config string) *Process {
+	t.Helper()
+	file := filepath.Join(dir, name+".yaml")
+	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return Start(t, "", Build(t), "run", "-c", file)
+}
+
+// Ready waits until the sidecar with this admin address says it is ready.
+func Ready(t *testing.T, admin string) {
+	t.Helper()
+	Eventually(t, "ready at "+admin, func() bool {
+		resp, err := http.Get("http://" + admin + "/ready")
+		if err != nil {
+			return false
+		}
+		resp.Body.Close()
+		return resp.StatusCode == http.StatusOK
+	})
+}
+
+// Resident is a process's resident memory in KiB.
+func Resident(t *testing.T, p *Process) int {
+	t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(status)) {
+		if fields := strings.Fields(line); len(fields) > 1 && fields[0] == "VmRSS:" {
+			n, _ := strconv.Atoi(fields[1])
+			return n
+		}
+	}
+	t.Fatal("no VmRSS")
+	return 0
+}
