@@ -48,6 +48,13 @@ const (
 	// maxFlows bounds the streams a link remembers, closing ones among them.
 	maxFlows = 1 << 17
 
+	// maxGaps bounds how far ids may overtake each other.
+	maxGaps = 1024
+
+	// lateAfterReset is how long after a RST was sent, and answered by a pong,
+	// what the peer had under way may still come.
+	lateAfterReset = 5 * time.Second
+
 	// closeTimeout is how long a peer may leave a stream's FIN unanswered.
 	closeTimeout = time.Minute
 )
@@ -94,8 +101,9 @@ type guard struct {
 
 	mu        sync.Mutex
 	flows     map[uint32]*flow
-	lastIn    uint32 // highest id that the peer opened
-	lastOut   uint32 // highest id that this node opened
+	lastIn    uint32              // highest id that the peer opened
+	gaps      map[uint32]struct{} // lower ones that it has not opened yet
+	lastOut   uint32              // highest id that this node opened
 	unackedIn int
 	inject    []byte // headers for yamux that the peer did not send
 	pings     map[uint32]time.Time
@@ -144,6 +152,7 @@ func newGuard(conn transport, client bool, b *budget, hooks guardHooks) *guard {
 		budget:   b,
 		hooks:    hooks,
 		flows:    make(map[uint32]*flow),
+		gaps:     make(map[uint32]struct{}),
 		pings:    make(map[uint32]time.Time),
 		synRate:  bucket{rate: 20000, burst: 60000},
 		rstRate:  bucket{rate: 20000, burst: 60000},
@@ -282,30 +291,16 @@ func (g *guard) inbound(h yamuxHeader) (pass bool, err error) {
 	return pass, err
 }
 
-// checkShape knows the combinations of type, flags and length that yamux
-// writes: DATA has no flags and a body, window updates have at most one flag,
-// and only those that keep a stream alive grant anything.
+// checkShape knows which flags go together. Any type of header may open,
+// acknowledge, end or reset its stream, and a header that only ends one may
+// still carry data or a grant (yamux specification, "Flag Field").
 func checkShape(h yamuxHeader) error {
 	if h.id == 0 {
 		return violation(RuleYamuxStream, "stream id 0")
 	}
-	switch {
-	case h.kind == yamuxData && h.flags == 0:
-		if h.length == 0 {
-			return violation(RuleYamuxLength, "DATA without a body")
-		}
-	case h.kind == yamuxData:
-		return violation(RuleYamuxFlags, fmt.Sprintf("DATA with flags %#x", h.flags))
-	case h.flags == 0:
-		if h.length == 0 {
-			return violation(RuleYamuxLength, "window update that grants nothing")
-		}
-	case h.flags == flagFIN || h.flags == flagRST:
-		if h.length != 0 {
-			return violation(RuleYamuxLength, "window update that ends a stream and grants something")
-		}
-	case h.flags != flagSYN && h.flags != flagACK:
-		return violation(RuleYamuxFlags, fmt.Sprintf("window update with flags %#x", h.flags))
+	const known = flagSYN | flagACK | flagFIN | flagRST
+	if h.flags&^known != 0 || h.flags&flagSYN != 0 && h.flags&(flagACK|flagRST) != 0 {
+		return violation(RuleYamuxFlags, fmt.Sprintf("flags %#x", h.flags))
 	}
 	return nil
 }
@@ -313,22 +308,25 @@ func checkShape(h yamuxHeader) error {
 // inboundFlow finds the flow of a header. It returns nil, without an error, if
 // the header is to be ignored.
 func (g *guard) inboundFlow(h yamuxHeader) (*flow, error) {
-	if h.flags == flagRST && !g.rstRate.take() {
+	if h.flags&flagRST != 0 && !g.rstRate.take() {
 		return nil, violation(RuleYamuxRate, "too many RST")
 	}
 	own := h.id%2 == 1 == g.odd
-	if h.flags == flagSYN {
+	if h.flags&flagSYN != 0 {
 		return g.inboundSYN(h, own)
 	}
 	if f := g.flows[h.id]; f != nil {
 		return f, nil
 	}
-	switch {
-	case own && h.id > g.lastOut || !own && h.id > g.lastIn:
+	if own && h.id > g.lastOut || !own && !g.wasOpened(h.id) {
 		return nil, violation(RuleYamuxStream, "a stream that was never opened")
-	case h.flags == flagRST:
-		// The peer gave up on a FIN just as it was sent.
+	}
+	switch {
+	case h.flags&flagRST != 0 || h.kind == yamuxWindowUpdate && h.flags == 0:
+		// The peer gave up on a FIN just as it was sent, or read on after its own.
 		return nil, nil
+	case h.flags&flagFIN != 0:
+		return nil, violation(RuleYamuxFin, "a FIN for a stream that is over")
 	}
 	return nil, violation(RuleYamuxStream, "a stream that is over")
 }
@@ -337,7 +335,7 @@ func (g *guard) inboundSYN(h yamuxHeader, own bool) (*flow, error) {
 	switch {
 	case own:
 		return nil, violation(RuleYamuxParity, "SYN with an id of this node's parity")
-	case h.id <= g.lastIn:
+	case g.wasOpened(h.id):
 		return nil, violation(RuleYamuxReuse, "SYN with an id that is not new")
 	case !g.synRate.take():
 		return nil, violation(RuleYamuxRate, "too many SYN")
@@ -346,69 +344,111 @@ func (g *guard) inboundSYN(h yamuxHeader, own bool) (*flow, error) {
 	case len(g.flows) >= maxFlows:
 		return nil, violation(RuleYamuxBacklog, "too many streams")
 	}
-	g.lastIn = h.id
+	g.markOpened(h.id)
 	g.unackedIn++
 	f := &flow{id: h.id, sendCredit: initialWindow, recvCredit: initialWindow, window: initialWindow}
 	g.flows[h.id] = f
 	return f, nil
 }
 
+// wasOpened reports whether the peer has opened a stream with this id.
+func (g *guard) wasOpened(id uint32) bool {
+	_, gap := g.gaps[id]
+	return id <= g.lastIn && !gap
+}
+
+// markOpened notes a new id. A peer's ids may overtake each other on their way
+// to the wire, so those that it has skipped may still come, as far as maxGaps
+// remembers them.
+func (g *guard) markOpened(id uint32) {
+	if id <= g.lastIn {
+		delete(g.gaps, id)
+		return
+	}
+	first := id % 2 // the ids of one parity start at 1 or 2
+	if first == 0 {
+		first = 2
+	}
+	if g.lastIn > 0 {
+		first = g.lastIn + 2
+	}
+	g.lastIn = id
+	if id-first > 2*maxGaps {
+		clear(g.gaps)
+		first = id - 2*maxGaps
+	}
+	for skipped := first; skipped < id && len(g.gaps) < 2*maxGaps; skipped += 2 {
+		g.gaps[skipped] = struct{}{}
+	}
+}
+
 // inboundStream checks a header against its flow. The stream it returns is to
 // be told that the peer finished it, or sent it something after END.
 func (g *guard) inboundStream(f *flow, h yamuxHeader) (pass bool, tell *Stream, err error) {
-	if f.remoteFin && h.flags != flagRST {
-		return false, nil, violation(RuleYamuxFin, "a header after FIN")
+	ends := h.flags & (flagFIN | flagRST)
+	if f.remoteFin && ends&flagRST == 0 && (h.kind == yamuxData || ends != 0) {
+		return false, nil, violation(RuleYamuxFin, "data or FIN after FIN")
 	}
 	if err := g.checkACK(f, h); err != nil {
 		return false, nil, err
 	}
-	// yamux no longer knows a stream that this node has reset, and nobody
-	// reads one that it has finished.
-	over := !f.localRST.IsZero()
-	switch {
-	case h.kind == yamuxData:
-		if int64(h.length) > int64(f.recvCredit) {
-			return false, nil, violation(RuleYamuxWindow, "more data than the window")
-		}
-		n := int(h.length)
-		f.recvCredit -= n
-		if f.localFin || f.dead {
-			return false, nil, nil
-		}
-		f.unread += n
-		g.budget.add(n)
-		if f.ended {
-			tell = f.stream
-		}
-		return true, tell, nil
-	case h.flags == flagFIN:
-		f.remoteFin = true
-		if f.localFin {
-			g.forget(f)
-		}
-		return !over, f.stream, nil
-	case h.flags == flagRST:
-		f.remoteFin = true
+	if h.kind == yamuxData {
+		pass, tell, err = g.inboundData(f, int64(h.length))
+	} else {
+		// yamux no longer knows a stream that this node has reset.
+		pass, err = f.localRST.IsZero(), f.credit(int64(h.length))
+	}
+	if err != nil || ends == 0 {
+		return pass, tell, err
+	}
+	f.remoteFin = true
+	if !pass && f.localRST.IsZero() {
+		// The body goes nowhere, but yamux has to see the end.
+		g.inject = appendHeader(g.inject, yamuxWindowUpdate, ends, f.id, 0)
+	}
+	if ends&flagRST != 0 || f.localFin {
 		g.forget(f)
-		return !over, f.stream, nil
 	}
-	if int64(f.sendCredit)+int64(h.length) > maxCredit {
-		return false, nil, violation(RuleYamuxWindow, "a window of more than 2 GiB")
+	return pass, f.stream, nil
+}
+
+// inboundData takes the body of a DATA header out of the window, and tells
+// whether anybody still reads it.
+func (g *guard) inboundData(f *flow, length int64) (pass bool, tell *Stream, err error) {
+	if length > int64(f.recvCredit) {
+		return false, nil, violation(RuleYamuxWindow, "more data than the window")
 	}
-	f.sendCredit += int(h.length)
-	return !over, nil, nil
+	f.recvCredit -= int(length)
+	if f.localFin || f.dead {
+		return false, nil, nil
+	}
+	f.unread += int(length)
+	g.budget.add(int(length))
+	if f.ended && length > 0 {
+		tell = f.stream
+	}
+	return true, tell, nil
+}
+
+// credit takes a grant from the peer.
+func (f *flow) credit(length int64) error {
+	if int64(f.sendCredit)+length > maxCredit {
+		return violation(RuleYamuxWindow, "a window of more than 2 GiB")
+	}
+	f.sendCredit += int(length)
+	return nil
 }
 
 // checkACK holds an accepter to ACK (or RST) first and never again. A plain
 // yamux that sees FIN before it has accepted the stream forgets the ACK.
 func (g *guard) checkACK(f *flow, h yamuxHeader) error {
 	switch {
-	case h.flags == flagACK && (!f.outbound || f.acked):
+	case h.flags&flagACK != 0 && (!f.outbound || f.acked):
 		return violation(RuleYamuxAck, "ACK where none is due")
-	case h.flags == flagACK:
+	case h.flags&flagACK != 0:
 		f.acked = true
 		g.opened()
-	case f.outbound && !f.acked && h.flags != flagRST && !f.localFin:
+	case f.outbound && !f.acked && h.flags&flagRST == 0 && !f.localFin:
 		return violation(RuleYamuxAck, "a header before ACK")
 	}
 	return nil
@@ -466,10 +506,11 @@ func (g *guard) inboundPing(h yamuxHeader) error {
 }
 
 // forgetReset forgets flows that were reset before a ping that is now
-// answered: the peer has seen the RST, and its guard lets nothing follow.
+// answered: the peer has seen the RST, and has had time to send what it had
+// under way.
 func (g *guard) forgetReset(before time.Time) {
 	for _, f := range g.flows {
-		if !f.localRST.IsZero() && f.localRST.Before(before) {
+		if !f.localRST.IsZero() && f.localRST.Before(before.Add(-lateAfterReset)) {
 			g.forget(f)
 		}
 	}

@@ -2,28 +2,28 @@ package mux
 
 import "github.com/sealane/sealane/session/container"
 
-// The laws of yamux headers. A writer here is hashicorp/yamux behind a guard:
-// what it never writes is a violation.
+// The laws of yamux headers: the yamux specification, version 0, and what no
+// working peer does.
 const (
 	// RuleYamuxVersion: a header's version is not 0.
 	RuleYamuxVersion container.Rule = "yamux-version"
 	// RuleYamuxType: a header's type is not data, window update, ping or go away.
 	RuleYamuxType container.Rule = "yamux-type"
-	// RuleYamuxFlags: flags that do not go with the header's type, or more than one.
+	// RuleYamuxFlags: unknown flags, or flags that do not go together or with the
+	// header's type.
 	RuleYamuxFlags container.Rule = "yamux-flags"
 	// RuleYamuxParity: a stream opened with an id of the other node's parity.
 	RuleYamuxParity container.Rule = "yamux-parity"
-	// RuleYamuxReuse: a stream opened with an id not above all ids opened before.
+	// RuleYamuxReuse: a stream opened with an id that was used before, or that is
+	// far below the latest.
 	RuleYamuxReuse container.Rule = "yamux-reuse"
 	// RuleYamuxStream: a header for a stream that was never opened, is over, or is
 	// not a stream's.
 	RuleYamuxStream container.Rule = "yamux-stream"
 	// RuleYamuxAck: an accepter's first header without ACK, or an ACK anywhere else.
 	RuleYamuxAck container.Rule = "yamux-ack"
-	// RuleYamuxFin: anything but RST after FIN, a second FIN among it.
+	// RuleYamuxFin: data or a second FIN after FIN.
 	RuleYamuxFin container.Rule = "yamux-fin"
-	// RuleYamuxLength: a length that the header's type and flags do not allow.
-	RuleYamuxLength container.Rule = "yamux-length"
 	// RuleYamuxWindow: more data than the window that was granted, or a grant
 	// that no window can hold.
 	RuleYamuxWindow container.Rule = "yamux-window"
@@ -57,7 +57,7 @@ const (
 func Rules() []container.Rule {
 	return []container.Rule{
 		RuleYamuxVersion, RuleYamuxType, RuleYamuxFlags, RuleYamuxParity, RuleYamuxReuse, RuleYamuxStream, RuleYamuxAck,
-		RuleYamuxFin, RuleYamuxLength, RuleYamuxWindow, RuleYamuxBacklog, RuleYamuxRate, RuleYamuxPing, RuleYamuxGoAway,
+		RuleYamuxFin, RuleYamuxWindow, RuleYamuxBacklog, RuleYamuxRate, RuleYamuxPing, RuleYamuxGoAway,
 		RuleFrameType, RuleFrameLength, RuleFrameOrder, RuleFrameOpen, RuleFrameOpened, RuleFrameCount,
 	}
 }
