@@ -26,11 +26,15 @@ type conn struct {
 }
 
 // newConn wraps a socket. ahead holds bytes that were already read from it.
+//
+// From here on a TCP socket that closes without finish is reset: also when this
+// process is killed, which would otherwise look like a proper end to the app.
 func newConn(c net.Conn, ahead []byte) *conn {
 	s, ok := c.(socket)
 	if !ok {
 		s = plainSocket{c}
 	}
+	setLinger(c, 0)
 	_, isUnix := c.(*net.UnixConn)
 	nc := &conn{socket: s, isUnix: isUnix, ahead: ahead}
 	nc.rd.init(nc)
@@ -54,17 +58,20 @@ func (c *conn) ReadLazy(take func() []byte, drop func()) (int, error) {
 // if bytes that it wrote are unread when this end closes, so the reader leaves
 // the last byte that it has passed on in the socket (see sockReader). An app
 // that never wrote anything sees an end of file all the same.
-func (c *conn) reset() {
-	if t, ok := c.socket.(*net.TCPConn); ok {
-		t.SetLinger(0)
-	}
-	c.Close()
-}
+func (c *conn) reset() { c.Close() }
 
 // finish closes the connection after both directions ended properly.
 func (c *conn) finish() {
 	c.rd.release()
+	setLinger(c.socket, -1)
 	c.Close()
+}
+
+// setLinger makes a TCP socket's close a reset (0) or a proper end (-1).
+func setLinger(c net.Conn, seconds int) {
+	if t, ok := c.(*net.TCPConn); ok {
+		t.SetLinger(seconds)
+	}
 }
 
 // plainSocket makes other conns, from Config.Dial say, look like sockets.
