@@ -185,6 +185,11 @@ func setMark(fd uintptr, mark uint32) error {
 	return os.NewSyscallError("setsockopt", unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, int(mark)))
 }
 
+// resetOnClose makes the socket's close a reset.
+func resetOnClose(fd uintptr) error {
+	return os.NewSyscallError("setsockopt", unix.SetsockoptLinger(int(fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}))
+}
+
 // restrictSocket gives a socket that is not yet bound the mode that its file
 // will have.
 func restrictSocket(fd uintptr) error {

@@ -23,6 +23,8 @@ func (c *conn) broken() bool { return false }
 
 func setMark(uintptr, uint32) error { return errors.New("socket marks exist on Linux only") }
 
+func resetOnClose(uintptr) error { return nil }
+
 func restrictSocket(uintptr) error { return nil }
 
 // spareDescriptor refuses waiting connections on Linux only.

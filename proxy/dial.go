@@ -66,12 +66,30 @@ func newDialer(cfg *Config) dialer {
 	if d.dial == nil {
 		nd := &net.Dialer{KeepAliveConfig: keepAlive}
 		nd.SetMultipathTCP(false) // a reset must be a TCP reset
-		if cfg.Mark != 0 {
-			nd.Control = MarkControl(cfg.Mark)
-		}
+		nd.ControlContext = targetControl(cfg.Mark)
 		d.dial = nd.DialContext
 	}
 	return d
+}
+
+// targetControl prepares a target's socket before it connects: a process that is
+// killed, or a dial that is given up, resets its target (see newConn).
+func targetControl(mark uint32) func(ctx context.Context, network, address string, c syscall.RawConn) error {
+	return func(_ context.Context, network, address string, c syscall.RawConn) error {
+		if mark != 0 {
+			if err := MarkControl(mark)(network, address, c); err != nil {
+				return err
+			}
+		}
+		if network == "unix" {
+			return nil
+		}
+		var err error
+		if cerr := c.Control(func(fd uintptr) { err = resetOnClose(fd) }); cerr != nil {
+			return cerr
+		}
+		return err
+	}
 }
 
 // MarkControl returns a Control function for a net.Dialer that sets SO_MARK,
