@@ -12,6 +12,7 @@ import (
 	"context"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -46,15 +47,20 @@ func Need(t *testing.T, names ...string) {
 	}
 }
 
-// FreePort is a TCP port on loopback that nothing uses.
+// FreePort is a TCP port on loopback that nothing uses. It is below those that
+// the system gives to clients, so that none takes it before its server does, or
+// while its server is down.
 func FreePort(t *testing.T) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 1000 {
+		port := 15000 + rand.IntN(15000)
+		if l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
+			l.Close()
+			return port
+		}
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	t.Fatal("no free port")
+	return 0
 }
 
 // Eventually polls a condition for up to 30 s.

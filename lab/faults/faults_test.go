@@ -58,7 +58,7 @@ func newRig(t *testing.T) *rig {
 	link := address()
 	r.admins, r.forward = [2]string{address(), address()}, address()
 	var err error
-	if r.target, err = newTarget(&r.tally); err != nil {
+	if r.target, err = newTarget(&r.tally, address()); err != nil {
 		t.Fatal(err)
 	}
 	if r.middle, err = newMiddle("127.0.0.1:0", link); err != nil {

@@ -176,8 +176,8 @@ type target struct {
 	wg      sync.WaitGroup
 }
 
-func newTarget(t *tally) (*target, error) {
-	g := &target{tally: t, address: "127.0.0.1:0"}
+func newTarget(t *tally, address string) (*target, error) {
+	g := &target{tally: t, address: address}
 	return g, g.up()
 }
 
@@ -188,7 +188,7 @@ func (g *target) up() error {
 		return err
 	}
 	g.mu.Lock()
-	g.l, g.address = l, l.Addr().String()
+	g.l = l
 	g.mu.Unlock()
 	g.wg.Go(func() {
 		for {
