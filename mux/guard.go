@@ -299,7 +299,8 @@ func checkShape(h yamuxHeader) error {
 		return violation(RuleYamuxStream, "stream id 0")
 	}
 	const known = flagSYN | flagACK | flagFIN | flagRST
-	if h.flags&^known != 0 || h.flags&flagSYN != 0 && h.flags&(flagACK|flagRST) != 0 {
+	const both = flagFIN | flagRST
+	if h.flags&^known != 0 || h.flags&flagSYN != 0 && h.flags&(flagACK|flagRST) != 0 || h.flags&both == both {
 		return violation(RuleYamuxFlags, fmt.Sprintf("flags %#x", h.flags))
 	}
 	return nil
