@@ -28,7 +28,7 @@ func kills(t *testing.T) int {
 	if lab.Long() {
 		return 320
 	}
-	return 24
+	return 12
 }
 
 const (
