@@ -12,7 +12,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sealane/sealane/mux"
 	"github.com/sealane/sealane/proxy"
+	"github.com/sealane/sealane/session"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -116,9 +118,12 @@ func TestBadConfigs(t *testing.T) {
 
 func TestGoodConfigs(t *testing.T) {
 	for _, name := range fixture(t, "good") {
-		if _, err := Load(name, noEnv); err != nil {
+		c, err := Load(name, noEnv)
+		if err != nil {
 			t.Errorf("%v", err)
+			continue
 		}
+		checkUsable(t, c)
 	}
 }
 
@@ -362,15 +367,22 @@ func FuzzConfig(f *testing.F) {
 		f.Add(b)
 	}
 	dir := f.TempDir()
+	for name, mode := range map[string]fs.FileMode{"node.key": 0o600, "password": 0o600, "web.pub": 0o644, "db.pub": 0o644} {
+		b, err := os.ReadFile(filepath.Join("testdata", "files", name))
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, name), b, mode)
+		}
+		if err != nil {
+			f.Fatal(err)
+		}
+	}
 	f.Fuzz(func(t *testing.T, src []byte) {
 		if len(src) > maxFile {
 			return
 		}
 		c, err := parse(filepath.Join(dir, "f.yaml"), src, noEnv)
-		if err == nil && c.Key == nil {
-			t.Error("accepted without a key")
-		}
 		if err == nil {
+			checkUsable(t, c)
 			return
 		}
 		invalid, ok := err.(*Invalid)
@@ -384,4 +396,28 @@ func FuzzConfig(f *testing.F) {
 			}
 		}
 	})
+}
+
+// checkUsable: what Load accepts, the packages that do the work accept too.
+func checkUsable(t *testing.T, c *Config) {
+	t.Helper()
+	m, err := mux.New(mux.Config{
+		Session: session.Config{Key: c.Key, Transform: c.Transform, Padding: c.Padding}, Peers: c.Peers,
+		Links: c.Limits.Links, StreamsPerPeer: c.Limits.StreamsPerPeer, Handshakes: c.Limits.Handshakes, Memory: c.Limits.Memory,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	names := []string{}
+	for _, p := range c.Peers {
+		names = append(names, p.Name)
+	}
+	p, err := proxy.New(proxy.Config{
+		Listeners: c.Listeners, Routes: c.Routes, Services: c.Services, Egress: c.Egress, Peers: names,
+	}, m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.Close()
 }
