@@ -138,7 +138,7 @@ func (l *link) end(err error) {
 var (
 	errPeerClosed = errors.New("closed by the peer")
 	errYamux      = errors.New("yamux ended the link")
-	errSurplus    = errors.New("replaced by a link to another address")
+	errSurplus    = errors.New("replaced by another link")
 )
 
 // fail ends the link at once.

@@ -259,6 +259,7 @@ func (m *Mux) apply(cfg Config) {
 	cfg.Session.Replay = m.replay
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	rotated := m.cfg.Session.Key != nil && m.cfg.Session.Key.Public() != cfg.Session.Key.Public()
 	m.cfg = cfg
 	m.budget.limit.Store(cfg.Memory)
 	m.byKey = make(map[session.PublicKey]*peer)
@@ -282,11 +283,27 @@ func (m *Mux) apply(cfg Config) {
 	for _, p := range old {
 		p.removeAll()
 	}
+	if rotated {
+		m.replaceLinks()
+	}
+}
+
+// replaceLinks makes way for links with this node's new key: those with the
+// old one finish the streams that they have, and take no others.
+func (m *Mux) replaceLinks() {
+	for _, p := range m.peers {
+		for _, l := range p.allLinks() {
+			l.surplus.Store(true)
+			l.retire()
+			l.leave()
+		}
+	}
 }
 
 // Update replaces the configuration. Links and streams of peers and keys that
-// are no longer there are reset; all others go on as they are, on the key
-// that they began with.
+// are no longer there are reset; all others go on as they are. If this node's
+// key is another one, they finish on the key that they began with, and new
+// streams are opened on new links.
 func (m *Mux) Update(cfg Config) error {
 	cfg, err := cfg.complete()
 	if err != nil {
