@@ -127,6 +127,17 @@ func (g grant) holds(p policy) bool {
 	return p.refuses(g.peer, g.dest, g.addr) == ""
 }
 
+// revoked says why a state would not let the stream in, or "".
+func (g grant) revoked(st *state) string {
+	switch {
+	case !st.knowsPeer(g.peer):
+		return "peer removed from the config"
+	case !g.holds(st.policy):
+		return "no longer allowed by the config"
+	}
+	return ""
+}
+
 // exit dials what an inbound stream asks for, if the policy lets it.
 func (st *state) exit(ctx context.Context, peer string, o mux.Open) (net.Conn, grant, *failure) {
 	if !strings.Contains(o.To, ":") {
@@ -183,18 +194,17 @@ func (p *Proxy) serveInbound(in inbound) {
 		in.Refuse(mux.StatusOverloaded, "shutting down")
 		return
 	}
-	defer p.leave()
 	o := in.Open()
-	rec := p.newRecord(ViaEgress)
-	rec.peer, rec.target, rec.from, rec.openedVia = in.Peer(), o.To, o.From, o.Via
+	via := ViaEgress
 	if !strings.Contains(o.To, ":") {
-		rec.via = ViaService
+		via = ViaService
 	}
-	st := p.state.Load()
-	ctx, cancel := context.WithTimeout(in.Context(), st.dialTimeout())
-	defer cancel()
-	defer context.AfterFunc(p.ctx, cancel)()
-	c, g, f := st.exit(ctx, in.Peer(), o)
+	p.serve(via, p.leave, func(rec *record) { p.exitTo(rec, in, o) })
+}
+
+func (p *Proxy) exitTo(rec *record, in inbound, o mux.Open) {
+	rec.peer, rec.target, rec.from, rec.openedVia = in.Peer(), o.To, o.From, o.Via
+	c, g, f := p.dialExit(in, o)
 	if f != nil {
 		in.Refuse(f.status(), f.text)
 		rec.failed(f)
@@ -208,13 +218,15 @@ func (p *Proxy) serveInbound(in inbound) {
 		rec.failed(&failure{result: ResultReset, reason: "the peer gave up: " + err.Error()})
 		return
 	}
-	p.carry(rec, near, muxSide{s}, func(st *state) string {
-		switch {
-		case !st.knowsPeer(g.peer):
-			return "peer removed from the config"
-		case !g.holds(st.policy):
-			return "no longer allowed by the config"
-		}
-		return ""
-	})
+	p.carry(rec, near, muxSide{s}, g.revoked)
+}
+
+// dialExit dials until the dial timeout, or the peer gives up, or the Proxy is
+// closed.
+func (p *Proxy) dialExit(in inbound, o mux.Open) (net.Conn, grant, *failure) {
+	st := p.state.Load()
+	ctx, cancel := context.WithTimeout(in.Context(), st.dialTimeout())
+	defer cancel()
+	defer context.AfterFunc(p.ctx, cancel)()
+	return st.exit(ctx, in.Peer(), o)
 }

@@ -181,16 +181,16 @@ func (l *listener) take(c net.Conn) {
 	}
 	l.open.Add(1)
 	l.total.Add(1)
-	go func() {
-		defer l.p.leave()
-		defer l.open.Add(-1)
-		l.handle(c)
-	}()
+	cfg := l.cfg.Load()
+	go l.p.serve(string(cfg.Kind), l.release, func(rec *record) { l.handle(cfg, rec, c) })
 }
 
-func (l *listener) handle(c net.Conn) {
-	cfg := l.cfg.Load()
-	rec := l.p.newRecord(string(cfg.Kind))
+func (l *listener) release() {
+	l.open.Add(-1)
+	l.p.leave()
+}
+
+func (l *listener) handle(cfg *Listener, rec *record, c net.Conn) {
 	rec.listener, rec.from = cfg.Address.String(), addrText(c.RemoteAddr())
 	switch cfg.Kind {
 	case KindForward:

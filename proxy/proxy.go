@@ -37,7 +37,7 @@ type Proxy struct {
 	started   bool
 
 	mu      sync.Mutex
-	splices map[*splice]*carried
+	splices map[*splice]struct{}
 	closed  bool
 	drained chan struct{} // not nil while Drain waits; closed at 0 connections
 	busy    int           // connections and inbound streams being served
@@ -49,12 +49,6 @@ type Proxy struct {
 	refusals     refusalRing
 	refusalLines lineLimiter
 	acceptLines  lineLimiter
-}
-
-// carried is what is known of a running splice beside its bytes.
-type carried struct {
-	rec     *record
-	revoked func(*state) string // why a new state ends it, or ""
 }
 
 // state is a compiled Config. It is read-only.
@@ -105,7 +99,7 @@ func New(cfg Config, m *mux.Mux) (*Proxy, error) {
 }
 
 func newProxy(cfg Config, o opener) (*Proxy, error) {
-	p := &Proxy{opener: o, splices: make(map[*splice]*carried), namesChanged: make(chan struct{}, 1)}
+	p := &Proxy{opener: o, splices: make(map[*splice]struct{}), namesChanged: make(chan struct{}, 1)}
 	st, err := p.compile(cfg)
 	if err != nil {
 		return nil, err
@@ -210,15 +204,15 @@ func (p *Proxy) adopt(ls []*listener) {
 
 // revoke resets what the state no longer allows.
 func (p *Proxy) revoke(st *state) {
-	for s, c := range p.running() {
-		if why := c.revoked(st); why != "" {
+	for s := range p.running() {
+		if why := s.revoked(st); why != "" {
 			s.fail(outcome{ResultCut, why, mux.ResetUnspecified})
 		}
 	}
 }
 
 // running is a copy of the splices, so that none is failed under the lock.
-func (p *Proxy) running() map[*splice]*carried {
+func (p *Proxy) running() map[*splice]struct{} {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return maps.Clone(p.splices)
@@ -309,41 +303,39 @@ func (p *Proxy) leave() {
 	}
 }
 
-// carry runs an open connection to its end and writes its line. revoked says
-// why a state ends it, or "".
+// carry runs an open connection to its end, then writes its line and releases
+// it. It does not wait for that. revoked says why a state ends it, or "".
 func (p *Proxy) carry(rec *record, near *conn, far far, revoked func(*state) string) {
-	s := &splice{near: near, far: far, nearName: "app"}
-	if rec.listener == "" {
-		s.nearName = "target"
-	}
 	hooks := &p.state.Load().cfg.Hooks
-	if hooks.Bytes != nil {
-		s.count = func(dir Direction, n int) { hooks.Bytes(rec.peer, dir, n) }
+	s := &splice{near: near, far: far, rec: rec, revoked: revoked, count: hooks.Bytes}
+	s.done = func(o outcome) {
+		p.mu.Lock()
+		delete(p.splices, s)
+		p.mu.Unlock()
+		if hooks.StreamClosed != nil {
+			hooks.StreamClosed(rec.peer, rec.via)
+		}
+		rec.finished(o, s.in.Load(), s.out.Load())
+		rec.release()
 	}
+	rec.carried = true
 	if hooks.StreamOpened != nil {
 		hooks.StreamOpened(rec.peer, rec.via)
 	}
-	p.register(s, &carried{rec, revoked})
-	o := s.run()
-	p.mu.Lock()
-	delete(p.splices, s)
-	p.mu.Unlock()
-	if hooks.StreamClosed != nil {
-		hooks.StreamClosed(rec.peer, rec.via)
-	}
-	rec.finished(o, s.in.Load(), s.out.Load())
+	p.register(s)
+	s.start()
 }
 
 // register makes the splice known to Update, Drain and the sweeper. What
 // those decided while the stream was being opened holds for it too.
-func (p *Proxy) register(s *splice, c *carried) {
+func (p *Proxy) register(s *splice) {
 	p.mu.Lock()
-	p.splices[s] = c
+	p.splices[s] = struct{}{}
 	closed := p.closed
 	p.mu.Unlock()
 	if closed {
 		s.fail(outcome{ResultCut, "cut: shutting down", mux.ResetShuttingDown})
-	} else if why := c.revoked(p.state.Load()); why != "" {
+	} else if why := s.revoked(p.state.Load()); why != "" {
 		s.fail(outcome{ResultCut, why, mux.ResetUnspecified})
 	}
 }

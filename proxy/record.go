@@ -9,8 +9,10 @@ import (
 
 // A record is what becomes the one log line of a connection.
 type record struct {
-	p     *Proxy
-	start time.Time
+	p       *Proxy
+	start   time.Time
+	release func() // gives the connection's place back
+	carried bool   // a splice will do that
 
 	via       string // the listener's kind, ViaService or ViaEgress
 	listener  string // "" for streams from peers
@@ -21,8 +23,14 @@ type record struct {
 	openedVia string // on streams from peers: the kind of listener over there
 }
 
-func (p *Proxy) newRecord(via string) *record {
-	return &record{p: p, start: time.Now(), via: via}
+// serve runs handle with a connection's new record, and releases the
+// connection's place unless handle has passed it on to a splice.
+func (p *Proxy) serve(via string, release func(), handle func(*record)) {
+	rec := &record{p: p, start: time.Now(), via: via, release: release}
+	handle(rec)
+	if !rec.carried {
+		release()
+	}
 }
 
 // failed writes the line of a connection that was not opened.

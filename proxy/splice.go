@@ -54,14 +54,24 @@ type outcome struct {
 
 // A splice carries bytes between a near conn and a far side until both
 // directions end, or one side fails and takes the other with it.
+//
+// It has a goroutine for each direction, both of its own: their stacks stay
+// small, where the one that dialed and logged has grown, and most connections
+// are idle most of the time.
 type splice struct {
-	near     *conn
-	far      far
-	nearName string // "app" or "target"
+	near    *conn
+	far     far
+	rec     *record
+	revoked func(*state) string // why a new state ends it, or ""
 
-	count   func(dir Direction, n int) // nil: none
-	out, in atomic.Int64               // bytes from and to the near side
-	ended   atomic.Int32               // directions that ended properly
+	count   func(peer string, dir Direction, n int) // nil: none
+	out, in atomic.Int64                            // bytes from and to the near side
+	ended   atomic.Int32                            // directions that ended properly
+	left    atomic.Int32                            // directions that still run
+	done    func(outcome)
+
+	reader nearReader
+	writer nearWriter
 
 	mu    sync.Mutex
 	final *outcome // set once
@@ -71,24 +81,30 @@ type splice struct {
 	lastMovedAt time.Time
 }
 
-// run returns once both directions have ended and both sides are closed.
-func (s *splice) run() outcome {
+// start carries bytes until both directions have ended and both sides are
+// closed; then it calls done.
+func (s *splice) start() {
+	s.reader.s, s.writer.s = s, s
 	s.far.onAbort(func(err error) { s.fail(s.far.explain(err)) })
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		s.upload()
-	}()
-	s.download()
-	<-done
+	s.left.Store(2)
+	go s.upload()
+	go s.download()
+}
+
+// stopped is called when a direction no longer runs.
+func (s *splice) stopped() {
+	if s.left.Add(-1) > 0 {
+		return
+	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	if s.final == nil {
 		s.final = &outcome{result: ResultOK}
 		s.near.finish()
 		s.far.finish()
 	}
-	return *s.final
+	o := *s.final
+	s.mu.Unlock()
+	s.done(o)
 }
 
 // fail ends both sides at once. The first call decides the outcome.
@@ -105,11 +121,11 @@ func (s *splice) fail(o outcome) {
 
 // upload carries bytes from the near side to the far side.
 func (s *splice) upload() {
-	r := &nearReader{s: s}
-	err := s.far.copyFrom(r)
+	defer s.stopped()
+	err := s.far.copyFrom(&s.reader)
 	switch {
-	case r.err != nil:
-		s.fail(s.nearFailed(r.err))
+	case s.reader.err != nil:
+		s.fail(s.nearFailed(s.reader.err))
 		return
 	case err == nil:
 		err = s.far.CloseWrite()
@@ -145,11 +161,11 @@ func (r *nearReader) Read(b []byte) (int, error) {
 
 // download carries bytes from the far side to the near side.
 func (s *splice) download() {
-	w := &nearWriter{s: s}
-	err := s.far.copyTo(w)
+	defer s.stopped()
+	err := s.far.copyTo(&s.writer)
 	switch {
-	case w.err != nil:
-		s.fail(s.nearFailed(w.err))
+	case s.writer.err != nil:
+		s.fail(s.nearFailed(s.writer.err))
 		return
 	case err != nil:
 		s.fail(s.far.explain(err))
@@ -183,12 +199,19 @@ func (w *nearWriter) Write(b []byte) (int, error) {
 func (s *splice) moved(total *atomic.Int64, dir Direction, n int) {
 	total.Add(int64(n))
 	if s.count != nil {
-		s.count(dir, n)
+		s.count(s.rec.peer, dir, n)
 	}
 }
 
 func (s *splice) nearFailed(err error) outcome {
-	return outcome{ResultReset, "the " + s.nearName + " aborted: " + err.Error(), mux.ResetApp}
+	return outcome{ResultReset, "the " + s.nearName() + " aborted: " + err.Error(), mux.ResetApp}
+}
+
+func (s *splice) nearName() string {
+	if s.rec.listener == "" {
+		return "target"
+	}
+	return "app"
 }
 
 // sweep checks what neither direction notices while it waits: a side that
@@ -205,7 +228,7 @@ func (s *splice) sweep(now time.Time, t Timeouts) {
 	}
 	switch {
 	case s.near.broken():
-		s.fail(outcome{ResultReset, "the " + s.nearName + " is gone", mux.ResetApp})
+		s.fail(outcome{ResultReset, "the " + s.nearName() + " is gone", mux.ResetApp})
 	case s.far.broken():
 		s.fail(outcome{ResultReset, "the target is gone", mux.ResetApp})
 	case limit > 0 && now.Sub(s.lastMovedAt) >= limit:

@@ -1,0 +1,202 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func namesConfig(t *testing.T, dns *fakeDNS) Config {
+	return Config{
+		Listeners: []Listener{listenOn(t, KindTransparent, "127.0.0.1:0")},
+		Routes: []Route{
+			routeTo(t, "orders.svc:5432", Target{Peer: "db", Service: "orders"}),
+			routeTo(t, "*.svc:*", Target{Peer: "glob"}),
+			routeTo(t, "10.0.0.0/24:*", Target{Peer: "net"}),
+		},
+		Resolve: dns.resolve,
+	}
+}
+
+func dest(s string) Destination {
+	d, err := ParseDestination(s)
+	if err != nil {
+		panic(err)
+	}
+	return d
+}
+
+func TestRouteByName(t *testing.T) {
+	dns := &fakeDNS{}
+	dns.set("orders.svc", "10.0.0.5", "::ffff:10.0.1.5")
+	p, err := newProxy(namesConfig(t, dns), &fakeLink{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	st := p.state.Load()
+	for _, tt := range []struct {
+		kind     Kind
+		to, peer string
+	}{
+		{KindTransparent, "10.0.0.5:5432", "db"},
+		{KindTransparent, "10.0.1.5:5432", "db"},
+		{KindTransparent, "10.0.0.5:5433", "net"},
+		{KindTransparent, "10.0.0.6:5432", "net"},
+		{KindTransparent, "10.0.2.5:5432", ""},
+		{KindSOCKS5, "orders.svc:5432", "db"},
+		{KindSOCKS5, "orders.svc:80", "glob"},
+		{KindSOCKS5, "10.0.0.5:5432", "net"}, // only transparent listeners ask for names
+		{KindSOCKS5, "10.0.1.5:5432", ""},
+	} {
+		to, f := st.route(t.Context(), tt.kind, dest(tt.to))
+		if to.Peer != tt.peer || (f == nil) != (tt.peer != "") {
+			t.Errorf("%s %s: %+v, %v, want %q", tt.kind, tt.to, to, f, tt.peer)
+		}
+	}
+}
+
+// The app may have got a newer answer than this node: then the name is asked
+// for again, but not for every connection that matches nothing.
+func TestRouteLooksAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dns := &fakeDNS{}
+		dns.set("orders.svc", "10.0.1.5")
+		p, err := newProxy(namesConfig(t, dns), &fakeLink{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer p.Close()
+		st := p.state.Load()
+		if _, f := st.routeFresh(t.Context(), KindTransparent, dest("10.0.1.5:5432")); f != nil {
+			t.Fatal(f)
+		}
+		dns.set("orders.svc", "10.0.1.6")
+		time.Sleep(nameMinAge)
+		for range 10 {
+			if _, f := st.routeFresh(t.Context(), KindTransparent, dest("10.0.9.9:5432")); f == nil {
+				t.Fatal("a route matched")
+			}
+		}
+		if n := dns.asked(); n != 2 {
+			t.Errorf("asked %d times, want 2", n)
+		}
+		if to, _ := st.routeFresh(t.Context(), KindTransparent, dest("10.0.1.6:5432")); to.Peer != "db" {
+			t.Error("the new address does not match")
+		}
+		if _, f := st.route(t.Context(), KindTransparent, dest("10.0.1.5:5432")); f == nil {
+			t.Error("the old address still matches")
+		}
+	})
+}
+
+// In the background, names are never older than 30 seconds; a resolver that
+// fails takes no address away, one that knows the name no more does.
+func TestNamesAreKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		answer, fail := []string{"10.0.1.5"}, error(nil)
+		cfg := namesConfig(t, &fakeDNS{})
+		cfg.Resolve = func(context.Context, string) ([]netip.Addr, error) {
+			var out []netip.Addr
+			for _, s := range answer {
+				out = append(out, netip.MustParseAddr(s))
+			}
+			return out, fail
+		}
+		p, err := newProxy(cfg, &fakeLink{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.background.Go(p.keepNames)
+		defer p.Close()
+		has := func(a string) bool {
+			return p.state.Load().names.has(t.Context(), "orders.svc", netip.MustParseAddr(a))
+		}
+		synctest.Wait()
+		if !has("10.0.1.5") {
+			t.Error("not looked up at the start")
+		}
+		answer = []string{"10.0.1.6"}
+		time.Sleep(30 * time.Second)
+		synctest.Wait()
+		if has("10.0.1.5") || !has("10.0.1.6") {
+			t.Error("not looked up within 30 seconds")
+		}
+		answer, fail = nil, errors.New("server failure")
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if !has("10.0.1.6") {
+			t.Error("a failed lookup took the address away")
+		}
+		_, fail = (&fakeDNS{}).resolve(t.Context(), "gone")
+		time.Sleep(30 * time.Second)
+		synctest.Wait()
+		if has("10.0.1.6") {
+			t.Error("a name that is gone still has an address")
+		}
+	})
+}
+
+// A resolver that hangs holds up neither a reload nor, for longer than its
+// own patience, a connection.
+func TestHangingResolver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := namesConfig(t, &fakeDNS{})
+		cfg.Resolve = func(ctx context.Context, _ string) ([]netip.Addr, error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+		p, err := newProxy(cfg, &fakeLink{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.background.Go(p.keepNames)
+		start := time.Now()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		to, f := p.state.Load().routeFresh(ctx, KindTransparent, dest("10.0.0.7:5432"))
+		if f != nil || to.Peer != "net" || time.Since(start) > time.Second {
+			t.Errorf("%v, %v after %v", to, f, time.Since(start))
+		}
+		if err := p.Update(cfg); err != nil {
+			t.Error(err)
+		}
+		p.Close()
+	})
+}
+
+func TestRefusalLinesAreLimited(t *testing.T) {
+	var l lineLimiter
+	now := time.Unix(1, 0)
+	lines := 0
+	for range 1000 {
+		if _, ok := l.take(now); ok {
+			lines++
+		}
+	}
+	if lines != lineBurst {
+		t.Errorf("%d lines at once, want %d", lines, lineBurst)
+	}
+	skipped, ok := l.take(now.Add(time.Second))
+	if !ok || skipped != 1000-lineBurst {
+		t.Errorf("after a second: %v, %d skipped", ok, skipped)
+	}
+	if skipped, _ := l.take(now.Add(time.Second)); skipped != 0 {
+		t.Errorf("%d skipped are told twice", skipped)
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	n := forwardNodes(t, newTarget(t, "", echo), Timeouts{})
+	for range 40 {
+		askExit(t, n.db, "eve", "app")
+	}
+	askExit(t, n.db, "web", "other")
+	got := n.db.Refusals()
+	if len(got) != 32 || got[0].Target != "other" || got[0].Result != ResultUnknownService || got[1].Peer != "eve" || got[1].Result != ResultDenied {
+		t.Errorf("%d refusals, the last %+v", len(got), got[0])
+	}
+}
