@@ -19,8 +19,10 @@ import (
 	"github.com/sealane/sealane/k8s/e2e/cluster"
 )
 
-// keep leaves the cluster up after the tests, and takes one that is up.
-var keep = flag.Bool("keep", false, "use the cluster that is up, and leave it up")
+var (
+	keep   = flag.Bool("keep", false, "use the cluster that is up, and leave it up")
+	images = flag.Bool("images", true, "build the images and load them; without, those that -keep kept are used")
+)
 
 // c is the cluster of all tests; bin has the sealane command.
 var (
@@ -61,11 +63,13 @@ func runTests(m *testing.M) (code int, err error) {
 			}()
 		}
 	}
-	start := time.Now()
-	if err := loadImages(ctx); err != nil {
-		return 1, err
+	if *images {
+		start := time.Now()
+		if err := loadImages(ctx); err != nil {
+			return 1, err
+		}
+		fmt.Printf("%-32s %6.1f s\n", "build and load the images", time.Since(start).Seconds())
 	}
-	fmt.Printf("%-32s %6.1f s\n", "build and load the images", time.Since(start).Seconds())
 	return m.Run(), nil
 }
 
