@@ -106,7 +106,7 @@ func pgbenchAndWire(t *testing.T) {
 // plaintextRefused dials the database from a pod that has no sidecar.
 func plaintextRefused(t *testing.T) {
 	namespace(t, "stranger")
-	apply(t, `{apiVersion: v1, kind: Pod, metadata: {name: stranger, namespace: stranger}, spec: {containers: [
+	apply(t, `{apiVersion: v1, kind: Pod, metadata: {name: stranger, namespace: stranger}, spec: {terminationGracePeriodSeconds: 0, containers: [
 		{name: shell, image: "postgres:15", command: [sleep, infinity]}]}}`)
 	kubectl(t, "wait", "-n", "stranger", "--for=condition=Ready", "pod/stranger", "--timeout=1m")
 	psql := func(host string) (string, error) {
