@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net/netip"
 	"os/signal"
 	"os/user"
 	"strconv"
@@ -33,7 +34,8 @@ Options of up:
   --except-uid LIST        do not catch these users' connections: the sidecar's user, by number or name (default 7423)
   --mark NUMBER            do not catch connections with this packet mark
   --guard-inbound LIST     drop TCP connections from outside to these ports of this host
-  --probe-sources LIST     let these addresses reach the guarded ports all the same
+  --probe-sources LIST     let these addresses reach the guarded ports all the same; the word gateway stands for
+                           the next hops of the default routes, from which a pod's node may probe it
   --dry-run                print the rules as a script for nft and change nothing; needs no capability
 `
 
@@ -172,7 +174,7 @@ func parseUp(args []string) (o Options, dryRun bool, err error) {
 	set("except-uid", func(s string) (err error) { o.ExceptUIDs, err = parseUIDs(s); return })
 	set("mark", func(s string) (err error) { o.Mark, err = parseMark(s); return })
 	set("guard-inbound", func(s string) (err error) { o.GuardInbound, err = ParsePorts(s); return })
-	set("probe-sources", func(s string) (err error) { o.ProbeSources, err = ParseCIDRs(s); return })
+	set("probe-sources", func(s string) (err error) { o.ProbeSources, err = parseSources(s, gateways); return })
 	if err := parse(fs, args); err != nil {
 		return o, false, err
 	}
@@ -180,6 +182,24 @@ func parseUp(args []string) (o Options, dryRun bool, err error) {
 		return o, false, usageError{err}
 	}
 	return o, dryRun, nil
+}
+
+// parseSources reads a list of addresses in which the word gateway stands for what gateways gives.
+func parseSources(s string, gateways func() ([]netip.Prefix, error)) ([]netip.Prefix, error) {
+	var list, found []netip.Prefix
+	for item := range items(s) {
+		var err error
+		if item == "gateway" {
+			found, err = gateways()
+		} else {
+			found, err = ParseCIDRs(item)
+		}
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, found...)
+	}
+	return list, nil
 }
 
 func parsePort(s string) (uint16, error) {

@@ -5,6 +5,7 @@ package redirect
 import (
 	"context"
 	"errors"
+	"net/netip"
 )
 
 var errLinuxOnly = errors.New("redirect rules are made with nftables, which only Linux has: on this system " +
@@ -21,3 +22,5 @@ func Down() (bool, error) { return false, errLinuxOnly }
 
 // Show is for Linux only.
 func Show() (string, error) { return "", errLinuxOnly }
+
+func gateways() ([]netip.Prefix, error) { return nil, errLinuxOnly }
