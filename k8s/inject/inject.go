@@ -127,13 +127,14 @@ func redirectContainer(a annotations) map[string]any {
 	}
 	open := append([]redirect.PortRange{{Lo: linkPort, Hi: linkPort}}, a.skipInbound...)
 	if guarded := complement(open); len(guarded) > 0 {
-		args = append(args, "--guard-inbound", formatPorts(guarded), "--probe-sources", "$(HOST_IPS)")
+		args = append(args, "--guard-inbound", formatPorts(guarded), "--probe-sources", "$(HOST_IPS),gateway")
 	}
 	return map[string]any{
 		"name":  redirectName,
 		"image": a.image,
 		"args":  args,
-		// The kubelet's probes come from one of the node's addresses.
+		// The kubelet's probes come from one of the node's addresses, or from
+		// the one that it has on the pods' bridge.
 		"env": []any{map[string]any{
 			"name":      "HOST_IPS",
 			"valueFrom": map[string]any{"fieldRef": map[string]any{"fieldPath": "status.hostIPs"}},
