@@ -67,10 +67,9 @@ for unit in sealane.service sealane@example.service sealane-redirect.service; do
 done
 systemd-analyze security --offline=true --threshold=20 sealane.service >/dev/null || fail 'the service is more exposed than 2.0'
 
-if [ -f docs/alerts.yml ]; then
-    echo '- the alerts'
-    promtool check rules docs/alerts.yml
-fi
+echo '- the alerts'
+promtool check rules docs/alerts.yml
+promtool test rules docs/alerts.test.yml
 
 echo '- upgrade, then remove and purge'
 echo '# changed by hand' >>/etc/sealane/sealane.yaml
