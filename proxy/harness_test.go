@@ -604,12 +604,16 @@ type fakeDNS struct {
 	mu      sync.Mutex
 	hosts   map[string][]string
 	queries []string
+	fail    error // instead of an answer
 }
 
 func (d *fakeDNS) resolve(_ context.Context, host string) ([]netip.Addr, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.queries = append(d.queries, host)
+	if d.fail != nil {
+		return nil, d.fail
+	}
 	found, ok := d.hosts[host]
 	if !ok {
 		return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
@@ -628,6 +632,12 @@ func (d *fakeDNS) set(host string, addrs ...string) {
 		d.hosts = make(map[string][]string)
 	}
 	d.hosts[host] = addrs
+}
+
+func (d *fakeDNS) setFail(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.fail = err
 }
 
 func (d *fakeDNS) asked() int {

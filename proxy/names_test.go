@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"errors"
+	"net"
 	"net/netip"
 	"testing"
 	"testing/synctest"
@@ -97,15 +98,9 @@ func TestRouteLooksAgain(t *testing.T) {
 // fails takes no address away, one that knows the name no more does.
 func TestNamesAreKept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		answer, fail := []string{"10.0.1.5"}, error(nil)
-		cfg := namesConfig(t, &fakeDNS{})
-		cfg.Resolve = func(context.Context, string) ([]netip.Addr, error) {
-			var out []netip.Addr
-			for _, s := range answer {
-				out = append(out, netip.MustParseAddr(s))
-			}
-			return out, fail
-		}
+		dns := &fakeDNS{}
+		dns.set("orders.svc", "10.0.1.5")
+		cfg := namesConfig(t, dns)
 		p, err := newProxy(cfg, &fakeLink{})
 		if err != nil {
 			t.Fatal(err)
@@ -119,19 +114,19 @@ func TestNamesAreKept(t *testing.T) {
 		if !has("10.0.1.5") {
 			t.Error("not looked up at the start")
 		}
-		answer = []string{"10.0.1.6"}
+		dns.set("orders.svc", "10.0.1.6")
 		time.Sleep(30 * time.Second)
 		synctest.Wait()
 		if has("10.0.1.5") || !has("10.0.1.6") {
 			t.Error("not looked up within 30 seconds")
 		}
-		answer, fail = nil, errors.New("server failure")
+		dns.setFail(errors.New("server failure"))
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		if !has("10.0.1.6") {
 			t.Error("a failed lookup took the address away")
 		}
-		_, fail = (&fakeDNS{}).resolve(t.Context(), "gone")
+		dns.setFail(&net.DNSError{Err: "no such host", IsNotFound: true})
 		time.Sleep(30 * time.Second)
 		synctest.Wait()
 		if has("10.0.1.6") {
