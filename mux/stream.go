@@ -452,8 +452,11 @@ func (s *Stream) tearDown(cause error, tell bool) {
 }
 
 // drain reads and drops what yamux holds; the guard lets no more come in. The
-// deadline, in the past since abort, ends it.
+// deadline, in the past since abort, ends it, and whoever reads now. It must
+// wait for that: yamux can dead-lock when two goroutines read one stream.
 func (s *Stream) drain() {
+	s.readMu.Lock()
+	defer s.readMu.Unlock()
 	buf := getBuffer()
 	defer putBuffer(buf)
 	for {

@@ -1,0 +1,86 @@
+package mux
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"io"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// TestFaults kills links at random moments under load. Every transfer is whole
+// or ends with an error, at both ends.
+func TestFaults(t *testing.T) {
+	const kills = 40
+	var whole, failed, wrong, believed atomic.Int64
+	check := func(s *Stream) {
+		h := sha256.New()
+		var head [32]byte
+		_, err := io.ReadFull(s, head[:])
+		if err == nil {
+			_, err = s.WriteTo(h)
+		}
+		switch {
+		case err != nil:
+			failed.Add(1)
+			s.Close()
+		case !bytes.Equal(h.Sum(nil), head[:]):
+			wrong.Add(1)
+		default:
+			whole.Add(1)
+			s.CloseWrite()
+		}
+	}
+	a, b, m := pairThrough(t, func(in *Inbound) {
+		if s, err := in.Accept(); err == nil {
+			check(s)
+		}
+	})
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	for i := range 16 {
+		payload := randomBytes(uint64(i), 10_000*(i+1)*(i+1))
+		head := sha256.Sum256(payload)
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				s, err := a.Open(testContext(t), "b", toEcho)
+				if err != nil {
+					continue // its link died twice
+				}
+				s.Write(head[:])
+				s.ReadFrom(bytes.NewReader(payload))
+				if s.CloseWrite() == nil {
+					// A clean end here means that the far end has it whole.
+					if _, err := io.Copy(io.Discard, s); err == nil {
+						believed.Add(1)
+					}
+				}
+				s.Close()
+			}
+		})
+	}
+	r := rand.New(rand.NewPCG(1, 2))
+	for i := range kills {
+		time.Sleep(time.Duration(r.IntN(40)) * time.Millisecond)
+		m.kill(i%2 - 1)
+	}
+	close(stop)
+	wg.Wait()
+	eventually(t, "no stream is left", func() bool { return a.streams.Load() == 0 && b.streams.Load() == 0 })
+	t.Logf("%d kills: %d transfers whole, %d failed, %d wrong, %d ended cleanly for their sender",
+		kills, whole.Load(), failed.Load(), wrong.Load(), believed.Load())
+	if wrong.Load() > 0 || believed.Load() > whole.Load() || whole.Load() == 0 || failed.Load() == 0 {
+		t.Fatal("see above")
+	}
+	if len(a.Violations())+len(b.Violations()) > 0 {
+		t.Fatal(a.Violations(), b.Violations())
+	}
+}

@@ -1,0 +1,206 @@
+package mux
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sealane/sealane/session"
+)
+
+// A pipeListener accepts the other ends of what its dial makes.
+type pipeListener struct {
+	conns chan net.Conn
+	done  chan struct{}
+}
+
+func newPipeListener() *pipeListener {
+	return &pipeListener{make(chan net.Conn), make(chan struct{})}
+}
+
+func (l *pipeListener) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+	a, b := net.Pipe()
+	select {
+	case l.conns <- b:
+		return a, nil
+	case <-l.done:
+		return nil, net.ErrClosed
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (l *pipeListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conns:
+		return c, nil
+	case <-l.done:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *pipeListener) Close() error {
+	select {
+	case <-l.done:
+	default:
+		close(l.done)
+	}
+	return nil
+}
+
+func (l *pipeListener) Addr() net.Addr { return streamAddr("pipe") }
+
+// pipePair is two nodes in one process, without sockets and with all timers at
+// their defaults.
+func pipePair(t testing.TB, handler func(*Inbound), edit func(*Config)) (a, b *Mux) {
+	t.Helper()
+	ka, kb := newKey(t), newKey(t)
+	l := newPipeListener()
+	cb := Config{Session: session.Config{Key: kb}, Peers: []Peer{{Name: "a", Keys: []session.PublicKey{ka.Public()}}}, Handler: handler}
+	ca := Config{
+		Session: session.Config{Key: ka},
+		Peers:   []Peer{{Name: "b", Keys: []session.PublicKey{kb.Public()}, Addresses: []string{"192.0.2.1:1"}}},
+		Dialer:  l.dial,
+	}
+	if edit != nil {
+		edit(&ca)
+		edit(&cb)
+	}
+	var err error
+	if b, err = New(cb); err != nil {
+		t.Fatal(err)
+	}
+	b.Start()
+	go b.Serve(l)
+	if a, err = New(ca); err != nil {
+		t.Fatal(err)
+	}
+	a.Start()
+	return a, b
+}
+
+// inBubble runs a test under synctest, in a process of its own: yamux keeps
+// timers in a pool, and one from outside a bubble is fatal inside.
+func inBubble(t *testing.T, f func(*testing.T)) {
+	const child = "SEALANE_TEST_BUBBLE"
+	if os.Getenv(child) != "" {
+		synctest.Test(t, f)
+		return
+	}
+	t.Parallel()
+	cmd := exec.CommandContext(testContext(t), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
+	cmd.Env = append(os.Environ(), child+"=1")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+}
+
+// TestSilenceEndsNothing: half-closed and idle streams live as long as their
+// apps want, whatever timers there are below.
+func TestSilenceEndsNothing(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		up, down := randomBytes(1, 8<<20), randomBytes(2, 1<<20)
+		got := make(chan []byte, 1)
+		a, b := pipePair(t, func(in *Inbound) {
+			s, err := in.Accept()
+			if err != nil {
+				return
+			}
+			all, err := io.ReadAll(s)
+			if err != nil {
+				t.Error(err)
+			}
+			got <- all
+			time.Sleep(12 * time.Hour)
+			s.Write(down)
+			s.CloseWrite()
+		}, nil)
+		s, err := a.Open(context.Background(), "b", toEcho)
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Hour)
+		s.Write(up)
+		s.CloseWrite()
+		back, err := io.ReadAll(s)
+		if err != nil || !bytes.Equal(back, down) || !bytes.Equal(<-got, up) {
+			t.Fatal(len(back), err)
+		}
+		if age := time.Since(a.Status()[0].Links[0].Since); age < 13*time.Hour {
+			t.Fatalf("the link is %v old", age)
+		}
+		a.Close()
+		b.Close()
+	})
+}
+
+// A mutedConn stops delivering what it reads.
+type mutedConn struct {
+	net.Conn
+	muted  *atomic.Bool
+	closed chan struct{}
+	once   sync.Once
+}
+
+func (c *mutedConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if c.muted.Load() {
+		<-c.closed
+		return 0, net.ErrClosed
+	}
+	return n, err
+}
+
+func (c *mutedConn) Close() error {
+	c.once.Do(func() { close(c.closed) })
+	return c.Conn.Close()
+}
+
+// TestDeadPeerIsNoticed: within seconds, with all timers at their defaults,
+// although what is sent is still taken.
+func TestDeadPeerIsNoticed(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		handler, streams := accepted()
+		var muted atomic.Bool
+		a, b := pipePair(t, handler, func(c *Config) {
+			if dial := c.Dialer; dial != nil {
+				c.Dialer = func(ctx context.Context, network, address string) (net.Conn, error) {
+					conn, err := dial(ctx, network, address)
+					if err != nil {
+						return nil, err
+					}
+					return &mutedConn{Conn: conn, muted: &muted, closed: make(chan struct{})}, nil
+				}
+			}
+		})
+		s, err := a.Open(context.Background(), "b", toEcho)
+		if err != nil {
+			t.Fatal(err)
+		}
+		far := <-streams
+		time.Sleep(time.Minute)
+		muted.Store(true)
+		begun := time.Now()
+		if err := readError(t, s); !errors.Is(err, errDead) {
+			t.Fatal(err)
+		}
+		if took := time.Since(begun); took > 15*time.Second {
+			t.Fatalf("took %v", took)
+		}
+		if err := readError(t, far); !errors.Is(err, ErrTruncated) {
+			t.Fatal(err)
+		}
+		muted.Store(false)
+		a.Close()
+		b.Close()
+	})
+}
