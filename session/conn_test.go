@@ -10,6 +10,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/sealane/sealane/session/container"
 )
 
 // TestConcurrentWritesDoNotMix: each Write's bytes stay together, however
@@ -91,6 +93,46 @@ func TestKeysAreErased(t *testing.T) {
 		r.rx.mu.Unlock()
 		if r.tx.seal.keys.aead != nil || r.tx.seal.keys.next != [32]byte{} {
 			t.Errorf("%s: the sending keys are still there", name)
+		}
+	}
+}
+
+// TestHandshakeSecretsAreErased holds on to the private keys that a handshake
+// works with.
+func TestHandshakeSecretsAreErased(t *testing.T) {
+	for _, initiator := range []bool{true, false} {
+		a, b := memPair()
+		ic, rc := seededConfigs("erase", TransformJSON, cipherAES)
+		h := &handshake{cfg: ic, conn: &counter{Conn: a}, texts: container.NewReader(a)}
+		role, other := func() (*Conn, error) { return h.initiate(rc.Key.Public()) }, func() (*Conn, error) { return Respond(deadline(t), b, rc) }
+		if !initiator {
+			h = &handshake{cfg: rc, conn: &counter{Conn: b}, texts: container.NewReader(b)}
+			role, other = h.respond, func() (*Conn, error) { return Initiate(deadline(t), a, rc.Key.Public(), ic) }
+		}
+		var secrets [][]byte
+		h.cfg.keyLog = func(bool, int, []byte) { // the handshake has just ended
+			secrets = append(secrets, h.own, h.noise.LocalEphemeral().Private)
+		}
+		done := make(chan *Conn)
+		go func() { c, _ := other(); done <- c }()
+		c, err := role()
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Abort(nil)
+		if c := <-done; c != nil {
+			c.Abort(nil)
+		}
+		if h.k1 != [32]byte{} || h.k2 != [32]byte{} || h.noise != nil {
+			t.Error("traffic secrets are left")
+		}
+		for _, secret := range secrets {
+			if len(secret) != 32 || !bytes.Equal(secret, make([]byte, 32)) {
+				t.Errorf("initiator %v: a private key is left", initiator)
+			}
+		}
+		if bytes.Equal(h.cfg.Key.bytes(), make([]byte, 32)) {
+			t.Error("the node's own key is gone")
 		}
 	}
 }

@@ -33,7 +33,8 @@ type handshake struct {
 	conn  *counter
 	texts *container.Reader
 	noise *noise.HandshakeState
-	psk   bool // set before message 2 is written or read
+	own   []byte // noise's copy of the static private key
+	psk   bool   // set before message 2 is written or read
 
 	offer     *offer
 	choice    *choice
@@ -93,7 +94,8 @@ func isVerdict(err error) bool {
 // start makes the Noise state. peer is the responder's static key, which only
 // the initiator knows yet.
 func (h *handshake) start(peer []byte) error {
-	own := h.cfg.Key.Public()
+	public := h.cfg.Key.Public()
+	h.own = h.cfg.Key.bytes()
 	state, err := noise.NewHandshakeState(noise.Config{
 		CipherSuite:           noise.NewCipherSuite(noise.DH25519, noise.CipherChaChaPoly, noise.HashSHA256),
 		Random:                h.random(),
@@ -101,7 +103,7 @@ func (h *handshake) start(peer []byte) error {
 		Initiator:             h.initiator,
 		Prologue:              []byte(prologue),
 		PresharedKeyPlacement: 2,
-		StaticKeypair:         noise.DHKey{Private: h.cfg.Key.bytes(), Public: own[:]},
+		StaticKeypair:         noise.DHKey{Private: h.own, Public: public[:]},
 		PeerStatic:            peer,
 	})
 	h.noise = state
@@ -161,10 +163,16 @@ func (h *handshake) split(cs1, cs2 *noise.CipherState) {
 	}
 }
 
+// erase forgets the handshake's secrets, best effort: those inside noise's
+// symmetric state are left to the garbage collector.
 func (h *handshake) erase() {
 	clear(h.k1[:])
 	clear(h.k2[:])
-	h.noise = nil
+	clear(h.own)
+	if h.noise != nil {
+		clear(h.noise.LocalEphemeral().Private)
+		h.noise = nil
+	}
 }
 
 // checkEphemeral refuses the X25519 shares that no honest node sends, before
