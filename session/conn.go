@@ -255,10 +255,10 @@ func (c *Conn) Close() error {
 	}
 	<-c.flusher
 	if first && c.Err() == nil {
-		c.rx.mu.Lock()
+		c.rx.mu.Lock() // the Read that was unblocked is over, and none follows
 		c.transport.SetReadDeadline(time.Now().Add(closeWait))
-		io.Copy(io.Discard, c.transport.Conn)
 		c.rx.mu.Unlock()
+		io.Copy(io.Discard, c.transport.Conn)
 	}
 	if err := c.fail(net.ErrClosed); err != net.ErrClosed && err != io.EOF {
 		return err

@@ -65,6 +65,29 @@ func TestNothingAfterTheEnd(t *testing.T) {
 	}
 }
 
+// TestReadWhileClosing: while Close waits for the peer's end, a Read returns
+// at once.
+func TestReadWhileClosing(t *testing.T) {
+	i, _ := pair(t, nil)
+	closed := make(chan struct{})
+	go func() { i.Close(); close(closed) }()
+	<-i.flusher
+	for open := true; open; {
+		start := time.Now()
+		if _, err := i.Read(make([]byte, 1)); !errors.Is(err, net.ErrClosed) {
+			t.Fatal(err)
+		}
+		if d := time.Since(start); d > closeWait/2 {
+			t.Fatalf("returned after %v", d)
+		}
+		select {
+		case <-closed:
+			open = false
+		default:
+		}
+	}
+}
+
 // TestKeysAreErased looks for the keys where they were, however the session
 // ended.
 func TestKeysAreErased(t *testing.T) {
