@@ -11,6 +11,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"io/fs"
 	"math/rand/v2"
 	"net"
@@ -260,18 +261,62 @@ func Ready(t *testing.T, admin string) {
 }
 
 // Resident is a process's resident memory in KiB.
-func Resident(t *testing.T, p *Process) int {
+func Resident(t *testing.T, p *Process) int { return status(t, p, "VmRSS:") }
+
+// PeakResident is the most that a process's resident memory was, in KiB.
+func PeakResident(t *testing.T, p *Process) int { return status(t, p, "VmHWM:") }
+
+func status(t *testing.T, p *Process, key string) int {
 	t.Helper()
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.Process.Pid))
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.Process.Pid))
 	if err != nil {
 		t.Fatal(err)
 	}
-	for line := range strings.Lines(string(status)) {
-		if fields := strings.Fields(line); len(fields) > 1 && fields[0] == "VmRSS:" {
+	for line := range strings.Lines(string(text)) {
+		if fields := strings.Fields(line); len(fields) > 1 && fields[0] == key {
 			n, _ := strconv.Atoi(fields[1])
 			return n
 		}
 	}
-	t.Fatal("no VmRSS")
+	t.Fatal("no " + key)
 	return 0
+}
+
+// Address is a loopback address with a port that nothing uses.
+func Address(t *testing.T) string {
+	t.Helper()
+	return fmt.Sprintf("127.0.0.1:%d", FreePort(t))
+}
+
+// Metric is a metric's value at the sidecar with this admin address, by the
+// name and the labels as /metrics writes them; -1 if there is none or nothing
+// answers.
+func Metric(admin, name string) float64 {
+	resp, err := http.Get("http://" + admin + "/metrics")
+	if err != nil {
+		return -1
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return -1
+	}
+	for line := range strings.Lines(string(text)) {
+		if value, ok := strings.CutPrefix(line, name+" "); ok {
+			if v, err := strconv.ParseFloat(strings.TrimSpace(value), 64); err == nil {
+				return v
+			}
+		}
+	}
+	return -1
+}
+
+// Descriptors is how many descriptors a process has open.
+func Descriptors(t *testing.T, p *Process) int {
+	t.Helper()
+	list, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(list)
 }

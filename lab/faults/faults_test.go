@@ -42,8 +42,8 @@ type rig struct {
 	t       *testing.T
 	dir     string
 	middle  *middle
-	target  *target
-	tally   tally
+	target  *lab.Target
+	tally   lab.Tally
 	far     atomic.Pointer[lab.Process]
 	farYAML string
 	forward string
@@ -58,9 +58,7 @@ func newRig(t *testing.T) *rig {
 	link := address()
 	r.admins, r.forward = [2]string{address(), address()}, address()
 	var err error
-	if r.target, err = newTarget(&r.tally, address()); err != nil {
-		t.Fatal(err)
-	}
+	r.target = lab.NewTarget(t, &r.tally)
 	if r.middle, err = newMiddle("127.0.0.1:0", link); err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +70,7 @@ admin: %s
 log: {level: warn}
 peers: [{name: near, keys: [%q]}]
 services: [{name: target, address: "%s", allow: [near]}]
-`, link, r.admins[0], nearKey, r.target.address)
+`, link, r.admins[0], nearKey, r.target.Address)
 	r.far.Store(lab.Sidecar(t, r.dir, "far", r.farYAML))
 	lab.Ready(t, r.admins[0])
 	lab.Sidecar(t, r.dir, "near", fmt.Sprintf(`
@@ -98,8 +96,8 @@ func (r *rig) load(stop <-chan struct{}) *sync.WaitGroup {
 					return
 				default:
 				}
-				x := transfer{Seed: random.Uint64(), Up: size(random), Down: size(random)}
-				r.tally.run(x, r.forward, transferLimit)
+				x := lab.Transfer{Seed: random.Uint64(), Up: size(random), Down: size(random)}
+				r.tally.Run(x, r.forward, transferLimit)
 			}
 		})
 	}
@@ -137,9 +135,9 @@ func (r *rig) faults() map[string]func() {
 		"fin at offset":   onLine(func(l *line) { l.breakAfter(offset(), func(l *line) { l.cut(-1) }) }),
 		"blackhole":       onLine((*line).freeze),
 		"target flaps": func() {
-			r.target.down()
+			r.target.Down()
 			r.wait(100 * time.Millisecond)
-			if err := r.target.up(); err != nil {
+			if err := r.target.Up(); err != nil {
 				r.t.Error(err)
 			}
 		},
@@ -183,16 +181,16 @@ func TestFaults(t *testing.T) {
 	close(stop)
 	load.Wait()
 	t.Logf("%d faults %v: %s", total, counts, &r.tally)
-	if !r.tally.ok() {
+	if !r.tally.OK() {
 		t.Error("a transfer ended in a way that must never happen")
 	}
-	if r.tally.complete.Load() == 0 || r.tally.failed.Load() == 0 {
+	if r.tally.Complete.Load() == 0 || r.tally.Failed.Load() == 0 {
 		t.Error("the lab proves nothing unless some transfers complete and some fail")
 	}
 	// Whatever broke, it heals by itself.
-	after := tally{}
+	after := lab.Tally{}
 	lab.Eventually(t, "transfers complete again", func() bool {
-		after.run(transfer{Seed: 1, Up: 1 << 20, Down: 1 << 20}, r.forward, transferLimit)
-		return after.complete.Load() > 0
+		after.Run(lab.Transfer{Seed: 1, Up: 1 << 20, Down: 1 << 20}, r.forward, transferLimit)
+		return after.Complete.Load() > 0
 	})
 }

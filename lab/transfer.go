@@ -1,4 +1,4 @@
-package faults
+package lab
 
 import (
 	"bytes"
@@ -13,29 +13,37 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// A transfer sends up bytes to the target, half-closes, and gets down bytes
-// and their SHA-256 back. Both directions are pseudo-random from the seed.
-type transfer struct {
+// A Transfer sends Up bytes to a Target, half-closes, and gets Down bytes and
+// their SHA-256 back. Both directions are pseudo-random from the seed.
+type Transfer struct {
 	Seed     uint64
 	Up, Down uint32
+	Silence  uint32 // milliseconds between the two
 }
 
-// headerLen is a transfer on the wire: seed, up, down.
-const headerLen = 16
+// headerLen is a Transfer on the wire, its fields in their order.
+const headerLen = 20
 
-func (x transfer) header() []byte {
+func (x Transfer) header() []byte {
 	b := binary.BigEndian.AppendUint64(nil, x.Seed)
 	b = binary.BigEndian.AppendUint32(b, x.Up)
-	return binary.BigEndian.AppendUint32(b, x.Down)
+	b = binary.BigEndian.AppendUint32(b, x.Down)
+	return binary.BigEndian.AppendUint32(b, x.Silence)
+}
+
+func parseTransfer(header []byte) Transfer {
+	word := func(i int) uint32 { return binary.BigEndian.Uint32(header[i:]) }
+	return Transfer{Seed: binary.BigEndian.Uint64(header), Up: word(8), Down: word(12), Silence: word(16)}
 }
 
 // stream gives the bytes of one direction.
-func (x transfer) stream(down bool) io.Reader {
+func (x Transfer) stream(down bool) io.Reader {
 	n, seed := x.Up, x.Seed
 	if down {
 		n, seed = x.Down, ^x.Seed
@@ -45,32 +53,33 @@ func (x transfer) stream(down bool) io.Reader {
 	return io.LimitReader(rand.NewChaCha8(key), int64(n))
 }
 
-// tally counts how transfers ended. Only complete and failed are good ends.
-type tally struct {
-	complete, failed           atomic.Int64
+// A Tally counts how transfers ended. Only Complete and Failed are good ends.
+type Tally struct {
+	Complete, Failed           atomic.Int64
 	truncated, wrong, hung     atomic.Int64 // seen by the client
 	targetTruncated, targetBad atomic.Int64 // seen by the target
 }
 
-func (t *tally) String() string {
+func (t *Tally) String() string {
 	return fmt.Sprintf("%d complete, %d failed with an error; silent truncations %d at the client and %d at the target, wrong bytes %d and %d, hangs %d",
-		t.complete.Load(), t.failed.Load(), t.truncated.Load(), t.targetTruncated.Load(), t.wrong.Load(), t.targetBad.Load(), t.hung.Load())
+		t.Complete.Load(), t.Failed.Load(), t.truncated.Load(), t.targetTruncated.Load(), t.wrong.Load(), t.targetBad.Load(), t.hung.Load())
 }
 
-// ok reports whether nothing ended in a way that must never happen.
-func (t *tally) ok() bool {
+// OK reports whether nothing ended in a way that must never happen.
+func (t *Tally) OK() bool {
 	return t.truncated.Load()+t.wrong.Load()+t.hung.Load()+t.targetTruncated.Load()+t.targetBad.Load() == 0
 }
 
-// run does one transfer from the client's side and counts its end.
-func (t *tally) run(x transfer, address string, limit time.Duration) {
+// Run does one transfer from the client's side and counts its end. The error
+// is nil if it is complete.
+func (t *Tally) Run(x Transfer, address string, limit time.Duration) error {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	err := x.client(ctx, address)
 	var netErr net.Error
 	switch {
 	case err == nil:
-		t.complete.Add(1)
+		t.Complete.Add(1)
 	case errors.Is(err, errTruncated):
 		t.truncated.Add(1)
 	case errors.Is(err, errWrong):
@@ -78,8 +87,9 @@ func (t *tally) run(x transfer, address string, limit time.Duration) {
 	case ctx.Err() != nil || errors.As(err, &netErr) && netErr.Timeout():
 		t.hung.Add(1)
 	default:
-		t.failed.Add(1)
+		t.Failed.Add(1)
 	}
+	return err
 }
 
 var (
@@ -89,7 +99,7 @@ var (
 
 // client does one transfer. Its errors besides errTruncated and errWrong are
 // those of the connection.
-func (x transfer) client(ctx context.Context, address string) error {
+func (x Transfer) client(ctx context.Context, address string) error {
 	c, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
 	if err != nil {
 		return err
@@ -140,7 +150,7 @@ func wasReset(conn *net.TCPConn) bool {
 }
 
 // receive checks the down direction to its very end.
-func (x transfer) receive(conn io.Reader) error {
+func (x Transfer) receive(conn io.Reader) error {
 	got, want := sha256.New(), sha256.New()
 	n, err := io.CopyN(got, conn, int64(x.Down))
 	if err == io.EOF {
@@ -167,23 +177,29 @@ func (x transfer) receive(conn io.Reader) error {
 	return nil
 }
 
-// A target answers transfers and can be taken down and up again.
-type target struct {
-	tally   *tally
-	address string
+// A Target answers transfers and can be taken down and up again.
+type Target struct {
+	Address string
+	tally   *Tally
 	mu      sync.Mutex
 	l       net.Listener
 	wg      sync.WaitGroup
 }
 
-func newTarget(t *tally, address string) (*target, error) {
-	g := &target{tally: t, address: address}
-	return g, g.up()
+// NewTarget is a Target that is up, until the test ends.
+func NewTarget(t *testing.T, tally *Tally) *Target {
+	t.Helper()
+	g := &Target{Address: fmt.Sprintf("127.0.0.1:%d", FreePort(t)), tally: tally}
+	if err := g.Up(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(g.Down)
+	return g
 }
 
-// up listens, on the same port each time.
-func (g *target) up() error {
-	l, err := net.Listen("tcp", g.address)
+// Up listens, on the same port each time.
+func (g *Target) Up() error {
+	l, err := net.Listen("tcp", g.Address)
 	if err != nil {
 		return err
 	}
@@ -202,8 +218,8 @@ func (g *target) up() error {
 	return nil
 }
 
-// down refuses new connections; those that run go on.
-func (g *target) down() {
+// Down refuses new connections; those that run go on.
+func (g *Target) Down() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.l.Close()
@@ -211,9 +227,9 @@ func (g *target) down() {
 
 // serve answers one transfer. Whatever is wrong with what arrives it tells the
 // tally; a reset or a timeout is an honest end.
-func (g *target) serve(conn *net.TCPConn) {
+func (g *Target) serve(conn *net.TCPConn) {
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(2 * time.Minute))
+	conn.SetDeadline(time.Now().Add(5 * time.Minute))
 	header := make([]byte, headerLen)
 	switch n, err := io.ReadFull(conn, header); {
 	case err == io.EOF && n == 0:
@@ -228,7 +244,7 @@ func (g *target) serve(conn *net.TCPConn) {
 		conn.SetLinger(0)
 		return
 	}
-	x := transfer{binary.BigEndian.Uint64(header), binary.BigEndian.Uint32(header[8:]), binary.BigEndian.Uint32(header[12:])}
+	x := parseTransfer(header)
 	got, want := sha256.New(), sha256.New()
 	n, err := io.Copy(got, conn)
 	if err != nil {
@@ -244,6 +260,7 @@ func (g *target) serve(conn *net.TCPConn) {
 		g.tally.targetBad.Add(1)
 		return
 	}
+	time.Sleep(time.Duration(x.Silence) * time.Millisecond) // the silence is what is asked for
 	sum := sha256.New()
 	if _, err := io.Copy(io.MultiWriter(conn, sum), x.stream(true)); err != nil {
 		conn.SetLinger(0)
