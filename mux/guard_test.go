@@ -408,7 +408,7 @@ func testGuardGivesUpOnAFIN(t *testing.T) {
 		t.Fatalf("%v, yamux saw %q", err, seen)
 	}
 	// The answer to a ping sent long enough after RST: now it knows.
-	if seen, err = play(g, w, in(ping(flagACK, 0))); err != nil {
+	if _, err = play(g, w, in(ping(flagACK, 0))); err != nil {
 		t.Fatal(err)
 	}
 	if len(g.flows) != 0 {

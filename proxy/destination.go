@@ -176,7 +176,7 @@ const maxUnixPath = 107
 func unixEndpoint(s, path string) (Endpoint, error) {
 	switch {
 	case path == "" || path == "@":
-		return Endpoint{}, fmt.Errorf("address %q: write a path after unix:", s)
+		return Endpoint{}, fmt.Errorf("address %q: the path is missing; write unix:PATH", s)
 	case strings.ContainsRune(path, 0):
 		return Endpoint{}, fmt.Errorf("address %q: a path holds no zero byte", s)
 	case len(path) > maxUnixPath:

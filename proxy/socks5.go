@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"crypto/subtle"
 	"errors"
@@ -11,7 +12,7 @@ import (
 	"time"
 
 	socks5 "github.com/armon/go-socks5"
-	// go-socks5 still takes its contexts from here.
+	//lint:ignore SA1019 go-socks5 still takes its contexts from here.
 	netctx "golang.org/x/net/context"
 
 	"github.com/sealane/sealane/mux"
@@ -134,6 +135,7 @@ type socksConn struct {
 // itself picks one of three by the words in an error's text.
 func (c socksConn) Write(b []byte) (int, error) {
 	if f := c.h.failure; f != nil && len(b) > 1 {
+		b = bytes.Clone(b)
 		b[1] = socksReply(f.result)
 	}
 	n, err := c.Conn.Write(b)

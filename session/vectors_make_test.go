@@ -182,7 +182,7 @@ func (m *vectorMaker) handshake(transform, prefers string, padding int) (text1, 
 
 func (m *vectorMaker) responders() {
 	plain := func() (ic, rc Config) { return nodes(TransformJSON, cipherAES, 0) }
-	ic, rc := plain()
+	_, rc := plain()
 	peer := rc.Key.Public()
 	text1, _, text3, _ := m.handshake(TransformJSON, cipherAES, 0)
 	_, text2, _, _ := m.handshake(TransformJSON, cipherAES, 0)
@@ -205,7 +205,7 @@ func (m *vectorMaker) responders() {
 		[]field{{"seen-ephemeral", hex.EncodeToString(share(m, text1)[:32])}}, text1, text3)
 	m.responder("message-2-reflected", "", rc, fails(container.RuleKind), nil, text1, text2)
 
-	ic, _ = plain()
+	ic, _ := plain()
 	m.responder("message-1-for-another-key", "", rc, fails(RuleSeal), nil, forgeInitiator(m, ic, seededKey(seedNobody).Public()).honest1(m))
 	flipped := share(m, text1)
 	flipped[40] ^= 1

@@ -48,7 +48,7 @@ func Enter(n Needs) (*Sandbox, error) {
 		abi = min(abi, 5)
 	}
 	// The zone file is read once, at the first use of local time.
-	time.Now().Zone()
+	_, _ = time.Now().Zone()
 
 	s := &Sandbox{abi: abi, read: readable(slices.Concat(n.Read, systemFiles))}
 	for _, dir := range n.Sockets {
