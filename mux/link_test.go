@@ -607,3 +607,48 @@ func TestUnansweredOpenIsRetriedOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// A target that refuses behind one of a peer's addresses may be there behind
+// another: its app is just starting or ending there.
+func TestRefusedIsTriedElsewhere(t *testing.T) {
+	ka, kb := newKey(t), newKey(t)
+	var asked [2]atomic.Int64
+	var alive atomic.Bool
+	alive.Store(true)
+	replica := func(i int, serves func() bool) *node {
+		return newNode(t, kb, []Peer{{Name: "a", Keys: []session.PublicKey{ka.Public()}}}, func(c *Config) {
+			c.Handler = func(in *Inbound) {
+				asked[i].Add(1)
+				if serves() {
+					echo(in)
+					return
+				}
+				in.Refuse(StatusRefused, "connection refused")
+			}
+		})
+	}
+	b0 := replica(0, func() bool { return false })
+	b1 := replica(1, alive.Load)
+	a := newNode(t, ka, []Peer{{Name: "b", Keys: []session.PublicKey{kb.Public()}, Addresses: []string{b0.addr, b1.addr}, Links: 2}}, nil)
+	eventually(t, "links to both", func() bool { return len(linkAddresses(a)) == 2 })
+	for range 10 {
+		open(t, a, "b").Close()
+	}
+	if asked[0].Load() == 0 {
+		t.Error("the refusing one was never asked")
+	}
+	if asked[1].Load() != 10 {
+		t.Errorf("the other one was asked %d times", asked[1].Load())
+	}
+
+	alive.Store(false)
+	before := asked[0].Load() + asked[1].Load()
+	_, err := a.Open(testContext(t), "b", toEcho)
+	var answer *OpenError
+	if !errors.As(err, &answer) || answer.Status != StatusRefused {
+		t.Errorf("with both refusing: %v", err)
+	}
+	if n := asked[0].Load() + asked[1].Load() - before; n != 2 {
+		t.Errorf("with both refusing, %d were asked", n)
+	}
+}

@@ -340,9 +340,11 @@ func (m *Mux) peerByKey(k session.PublicKey) *peer {
 }
 
 // Open opens a stream to a peer. It waits for a link, and for the peer's
-// answer, until ctx ends. An OPEN that was not answered, because the peer
-// drains or the link died, is tried once more on another link: no byte of an
-// app is sent before the answer.
+// answer, until ctx ends. No byte of an app is sent before the answer, so the
+// OPEN may be tried on another link: once if it was not answered, because the
+// peer drains or the link died, and at each of the peer's other addresses if
+// the target refused behind this one. Behind the same name may be a node whose
+// app is just starting or ending and one whose app runs.
 func (m *Mux) Open(ctx context.Context, peer string, o Open) (*Stream, error) {
 	m.mu.Lock()
 	p, closed := m.peers[peer], m.closed
@@ -357,10 +359,14 @@ func (m *Mux) Open(ctx context.Context, peer string, o Open) (*Stream, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening a stream: %w", err)
 	}
+	var refused []string // addresses
+	var next *link       // if nil, any
 	for unanswered := 0; ; {
-		l, err := p.pick(ctx)
-		if err != nil {
-			return nil, err
+		l := next
+		if next = nil; l == nil {
+			if l, err = p.pick(ctx); err != nil {
+				return nil, err
+			}
 		}
 		if err := p.acquireStream(); err != nil {
 			return nil, err
@@ -369,6 +375,7 @@ func (m *Mux) Open(ctx context.Context, peer string, o Open) (*Stream, error) {
 		if err == nil {
 			return s, nil
 		}
+		var answer *OpenError
 		switch {
 		case ctx.Err() != nil:
 			return nil, fmt.Errorf("opening a stream to %s: %w", peer, err)
@@ -377,6 +384,11 @@ func (m *Mux) Open(ctx context.Context, peer string, o Open) (*Stream, error) {
 		case errors.Is(err, errUnanswered) && unanswered == 0:
 			unanswered++
 			continue
+		case errors.As(err, &answer) && answer.Status == StatusRefused && l.dialed:
+			refused = append(refused, l.address)
+			if next = p.elsewhere(refused); next != nil {
+				continue
+			}
 		}
 		return nil, err
 	}

@@ -120,7 +120,7 @@ func (p *peer) releaseStream() {
 func (p *peer) pick(ctx context.Context) (*link, error) {
 	for {
 		p.mu.Lock()
-		l := p.best()
+		l := p.best(func(*link) bool { return true })
 		changed := p.changed
 		p.mu.Unlock()
 		if l != nil {
@@ -136,10 +136,18 @@ func (p *peer) pick(ctx context.Context) (*link, error) {
 	}
 }
 
-func (p *peer) best() (best *link) {
+// elsewhere returns the least loaded link that this node dialed at none of the
+// addresses, or nil.
+func (p *peer) elsewhere(addresses []string) *link {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.best(func(l *link) bool { return l.dialed && !slices.Contains(addresses, l.address) })
+}
+
+func (p *peer) best(eligible func(*link) bool) (best *link) {
 	for _, l := range p.links {
 		switch {
-		case !l.usable():
+		case !l.usable() || !eligible(l):
 		case best == nil, l.dialed && !best.dialed:
 			best = l
 		case l.dialed == best.dialed && l.load.Load() < best.load.Load():
