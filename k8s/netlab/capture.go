@@ -56,13 +56,7 @@ func (h *Host) Capture(link string) *Capture {
 		close(c.stops)
 		<-c.ended
 	})
-	opened := make(chan error)
-	go func() {
-		// The thread moves to the host's namespace and ends with this goroutine, because it stays locked.
-		runtime.LockOSThread()
-		opened <- c.open(h.name, link)
-	}()
-	if err := <-opened; err != nil {
+	if err := inNamespace(h.name, func() error { return c.open(link) }); err != nil {
 		h.t.Fatalf("capturing on %s: %v", link, err)
 	}
 	go c.read()
@@ -70,8 +64,17 @@ func (h *Host) Capture(link string) *Capture {
 	return c
 }
 
-func (c *Capture) open(namespace, link string) error {
-	ns, err := os.Open("/run/netns/" + namespace)
+// inNamespace runs f on a thread that is in the namespace for as long. The thread must come back and live on: programs
+// that it started would be killed with it, by their Pdeathsig.
+func inNamespace(name string, f func() error) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	home, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return err
+	}
+	defer home.Close()
+	ns, err := os.Open("/run/netns/" + name)
 	if err != nil {
 		return err
 	}
@@ -79,6 +82,14 @@ func (c *Capture) open(namespace, link string) error {
 	if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
 		return fmt.Errorf("entering the namespace: %w", err)
 	}
+	err = f()
+	if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back != nil {
+		panic(fmt.Sprintf("a thread is lost in namespace %s: %v", name, back))
+	}
+	return err
+}
+
+func (c *Capture) open(link string) (err error) {
 	// A datagram packet socket leaves the Ethernet header out. It hears nothing before it is bound to an interface.
 	c.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
