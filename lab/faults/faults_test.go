@@ -3,7 +3,10 @@ package faults
 import (
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -41,11 +44,14 @@ const (
 type rig struct {
 	t       *testing.T
 	dir     string
-	middle  *middle
+	middle  atomic.Pointer[middle]
 	target  *lab.Target
 	tally   lab.Tally
 	far     atomic.Pointer[lab.Process]
+	near    atomic.Pointer[lab.Process]
 	farYAML string
+	hosts   string // what near takes for /etc/hosts; "" where it has the system's
+	link    string // where far takes links
 	forward string
 	admins  [2]string // far, near
 	random  *rand.Rand
@@ -55,14 +61,15 @@ func newRig(t *testing.T) *rig {
 	r := &rig{t: t, dir: lab.TempDir(t, ""), random: rand.New(rand.NewPCG(1, 2))}
 	nearKey, farKey := lab.Key(t, r.dir+"/near.key"), lab.Key(t, r.dir+"/far.key")
 	address := func() string { return fmt.Sprintf("127.0.0.1:%d", lab.FreePort(t)) }
-	link := address()
+	r.link = address()
 	r.admins, r.forward = [2]string{address(), address()}, address()
-	var err error
 	r.target = lab.NewTarget(t, &r.tally)
-	if r.middle, err = newMiddle("127.0.0.1:0", link); err != nil {
-		t.Fatal(err)
+	host, port := "127.0.0.1", lab.FreePort(t)
+	if canMoveAddress(t) {
+		host, r.hosts = "far.test", filepath.Join(r.dir, "hosts")
 	}
-	t.Cleanup(r.middle.close)
+	r.moveTo(fmt.Sprintf("127.0.0.1:%d", port))
+	t.Cleanup(func() { r.middle.Load().close() })
 	r.farYAML = fmt.Sprintf(`
 identity: far.key
 listen: %s
@@ -70,18 +77,75 @@ admin: %s
 log: {level: warn}
 peers: [{name: near, keys: [%q]}]
 services: [{name: target, address: "%s", allow: [near]}]
-`, link, r.admins[0], nearKey, r.target.Address)
+`, r.link, r.admins[0], nearKey, r.target.Address)
 	r.far.Store(lab.Sidecar(t, r.dir, "far", r.farYAML))
 	lab.Ready(t, r.admins[0])
-	lab.Sidecar(t, r.dir, "near", fmt.Sprintf(`
+	near := fmt.Sprintf(`
 identity: near.key
 admin: %s
 log: {level: warn}
-peers: [{name: far, keys: [%q], address: "%s", links: 4}]
+peers: [{name: far, keys: [%q], address: "%s:%d", links: 4}]
 listeners: [{forward: "%s", to: {peer: far, service: target}}]
-`, r.admins[1], farKey, r.middle.address(), r.forward))
-	lab.Ready(t, r.admins[1])
+`, r.admins[1], farKey, host, port, r.forward)
+	if err := os.WriteFile(r.nearFile(), []byte(near), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.startNear()
 	return r
+}
+
+// canMoveAddress reports whether near can have an /etc/hosts of its own.
+func canMoveAddress(t *testing.T) bool {
+	if err := exec.Command("unshare", "--mount", "true").Run(); err != nil {
+		if os.Getenv("CI") != "" {
+			t.Fatalf("a mount namespace: %v, and CI must not skip", err)
+		}
+		t.Logf("without the fault of an answer of DNS that changes, for lack of a mount namespace (root has one): %v", err)
+		return false
+	}
+	return true
+}
+
+func (r *rig) nearFile() string { return filepath.Join(r.dir, "near.yaml") }
+
+func (r *rig) startNear() {
+	args := []string{lab.Build(r.t), "run", "-c", r.nearFile()}
+	if r.hosts != "" {
+		args = append([]string{"unshare", "--mount", "sh", "-ec", `mount --bind "$0" /etc/hosts; exec "$@"`, r.hosts}, args...)
+	}
+	r.near.Store(lab.Start(r.t, "", args[0], args[1:]...))
+	lab.Ready(r.t, r.admins[1])
+}
+
+// moveTo makes far reachable at another address, and at that one alone.
+func (r *rig) moveTo(address string) {
+	if r.hosts != "" {
+		host, _, _ := net.SplitHostPort(address)
+		// In place: a bind mount shows a file, whatever name it has.
+		if err := os.WriteFile(r.hosts, []byte(host+" far.test\n"), 0o644); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+	m, err := newMiddle(address, r.link)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if old := r.middle.Swap(m); old != nil {
+		old.close()
+	}
+}
+
+// move changes the answer of DNS and waits until near has followed.
+func (r *rig) move() {
+	host, port, _ := net.SplitHostPort(r.middle.Load().address())
+	next := "127.0.0.2"
+	if host == next {
+		next = "127.0.0.1"
+	}
+	r.moveTo(net.JoinHostPort(next, port))
+	lab.Eventually(r.t, "near links to the new address", func() bool {
+		return r.middle.Load().each(func(*line) {}) > 0
+	})
 }
 
 // load keeps clients busy until stop is closed, then lets them finish.
@@ -97,7 +161,9 @@ func (r *rig) load(stop <-chan struct{}) *sync.WaitGroup {
 				default:
 				}
 				x := lab.Transfer{Seed: random.Uint64(), Up: size(random), Down: size(random)}
-				r.tally.Run(x, r.forward, transferLimit)
+				if r.tally.Run(x, r.forward, transferLimit) != nil {
+					r.wait(10 * time.Millisecond) // near may be down, and refuse at once
+				}
 			}
 		})
 	}
@@ -122,7 +188,7 @@ func size(r *rand.Rand) uint32 {
 func (r *rig) faults() map[string]func() {
 	onLine := func(f func(*line)) func() {
 		return func() {
-			if l := r.middle.random(r.random); l != nil {
+			if l := r.middle.Load().random(r.random); l != nil {
 				f(l)
 			}
 		}
@@ -134,6 +200,7 @@ func (r *rig) faults() map[string]func() {
 		"reset at offset": onLine(func(l *line) { l.breakAfter(offset(), func(l *line) { l.cut(0) }) }),
 		"fin at offset":   onLine(func(l *line) { l.breakAfter(offset(), func(l *line) { l.cut(-1) }) }),
 		"blackhole":       onLine((*line).freeze),
+		"zero window":     onLine((*line).stall),
 		"target flaps": func() {
 			r.target.Down()
 			r.wait(100 * time.Millisecond)
@@ -154,6 +221,13 @@ func (r *rig) faults() map[string]func() {
 			r.far.Store(lab.Sidecar(r.t, r.dir, "far", r.farYAML))
 			lab.Ready(r.t, r.admins[0])
 		},
+		"near killed": func() {
+			near := r.near.Load()
+			near.Process.Kill()
+			near.Wait()
+			r.startNear()
+		},
+		"address moves": r.move,
 	}
 }
 
@@ -170,10 +244,18 @@ func TestFaults(t *testing.T) {
 	// Cheap faults more often than those that take the whole sidecar down.
 	order := []string{"reset", "fin", "reset at offset", "fin at offset", "blackhole", "reset at offset", "fin at offset", "target flaps",
 		"reset", "fin", "reset at offset", "fin at offset", "far stops", "reset at offset", "fin at offset", "far killed"}
+	// And those that near takes seconds to notice more seldom still.
+	seldom := []string{"near killed", "zero window", "address moves"}
+	if r.hosts == "" {
+		seldom = seldom[:2]
+	}
 	counts := map[string]int{}
 	total := kills(t)
 	for i := range total {
 		name := order[i%len(order)]
+		if i%32 == 8 {
+			name = seldom[i/32%len(seldom)]
+		}
 		faults[name]()
 		counts[name]++
 		r.wait(time.Duration(50+r.random.IntN(150)) * time.Millisecond)

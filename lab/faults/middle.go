@@ -17,6 +17,7 @@ type middle struct {
 	target   string
 
 	mu    sync.Mutex
+	ended bool
 	lines map[*line]struct{}
 	wg    sync.WaitGroup
 }
@@ -26,8 +27,11 @@ type line struct {
 	near, far net.Conn
 	mu        sync.Mutex
 	frozen    bool  // a blackhole: nothing is forwarded, nothing is closed
+	stalled   bool  // nothing is even read
 	budget    int64 // bytes until it breaks itself; <0: never
 	onBudget  func(*line)
+	closed    chan struct{} // by cut
+	closing   sync.Once
 }
 
 func newMiddle(listen, target string) (*middle, error) {
@@ -42,8 +46,12 @@ func newMiddle(listen, target string) (*middle, error) {
 
 func (m *middle) address() string { return m.listener.Addr().String() }
 
+// close cuts all lines and refuses new ones.
 func (m *middle) close() {
 	m.listener.Close()
+	m.mu.Lock()
+	m.ended = true
+	m.mu.Unlock()
 	m.each(func(l *line) { l.cut(0) })
 	m.wg.Wait()
 }
@@ -64,9 +72,12 @@ func (m *middle) relay(near net.Conn) {
 		near.Close()
 		return
 	}
-	l := &line{near: near, far: far, budget: -1}
+	l := &line{near: near, far: far, budget: -1, closed: make(chan struct{})}
 	m.mu.Lock()
 	m.lines[l] = struct{}{}
+	if m.ended {
+		l.cut(0)
+	}
 	m.mu.Unlock()
 	var wg sync.WaitGroup
 	wg.Go(func() { l.pump(far, near) })
@@ -85,6 +96,10 @@ func (l *line) pump(dst, src net.Conn) {
 	buf := make([]byte, 16<<10)
 	for {
 		n, err := src.Read(buf)
+		if err == nil && l.isStalled() {
+			l.outlive()
+			return
+		}
 		if n > 0 && !l.forward(dst, buf[:n]) {
 			return
 		}
@@ -124,6 +139,7 @@ func (l *line) forward(dst net.Conn, p []byte) bool {
 
 // cut ends both sides: with a reset for linger 0, else with a FIN.
 func (l *line) cut(linger int) {
+	l.closing.Do(func() { close(l.closed) })
 	for _, c := range []net.Conn{l.near, l.far} {
 		if linger == 0 {
 			c.(*net.TCPConn).SetLinger(0)
@@ -137,6 +153,29 @@ func (l *line) freeze() {
 	l.mu.Lock()
 	l.frozen = true
 	l.mu.Unlock()
+}
+
+// stall stops reading, so that the senders' windows fill up and close. What
+// was read last is lost.
+func (l *line) stall() {
+	l.mu.Lock()
+	l.stalled = true
+	l.mu.Unlock()
+}
+
+func (l *line) isStalled() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.stalled
+}
+
+// outlive waits until both sidecars must have given a stalled line up.
+func (l *line) outlive() {
+	select {
+	case <-l.closed:
+	case <-time.After(transferLimit):
+	}
+	l.cut(0)
 }
 
 func (l *line) isFrozen() bool {
