@@ -169,11 +169,14 @@ func (l *line) isStalled() bool {
 	return l.stalled
 }
 
+// stallLimit is longer than a sidecar waits for a sign of life.
+const stallLimit = time.Minute
+
 // outlive waits until both sidecars must have given a stalled line up.
 func (l *line) outlive() {
 	select {
 	case <-l.closed:
-	case <-time.After(transferLimit):
+	case <-time.After(stallLimit):
 	}
 	l.cut(0)
 }
