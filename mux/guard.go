@@ -143,6 +143,7 @@ type flow struct {
 	ended  bool    // the stream has read END: what still comes needs a reader
 	dead   bool    // the stream was aborted: what still comes is dropped
 	stream *Stream // whom to tell about the end; nil until attached
+	wake   func()  // whom to tell that something came; nil unless it sleeps
 }
 
 func newGuard(conn transport, client bool, b *budget, hooks guardHooks) *guard {
@@ -403,6 +404,7 @@ func (g *guard) inboundStream(f *flow, h yamuxHeader) (pass bool, tell *Stream, 
 		return pass, tell, err
 	}
 	f.remoteFin = true
+	f.rouse()
 	if !pass && f.localRST.IsZero() {
 		// The body goes nowhere, but yamux has to see the end.
 		g.inject = appendHeader(g.inject, yamuxWindowUpdate, ends, f.id, 0)
@@ -425,6 +427,7 @@ func (g *guard) inboundData(f *flow, length int64) (pass bool, tell *Stream, err
 	}
 	f.unread += int(length)
 	g.budget.add(int(length))
+	f.rouse()
 	if f.ended && length > 0 {
 		tell = f.stream
 	}

@@ -23,6 +23,7 @@ type conn struct {
 	isUnix bool
 	ahead  []byte // read before the stream was open; comes first
 	rd     sockReader
+	nap    sleeper
 }
 
 // newConn wraps a socket. ahead holds bytes that were already read from it.

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -38,11 +39,22 @@ func eventually(t testing.TB, what string, cond func() bool) {
 
 // A lane is one direction of a fake stream: a bounded buffer.
 type lane struct {
-	mu    sync.Mutex
-	cond  *sync.Cond
-	buf   []byte
-	ended bool
-	err   error
+	mu       sync.Mutex
+	cond     *sync.Cond
+	buf      []byte
+	ended    bool
+	err      error
+	deadline bool   // passed, for reads
+	wake     func() // while the reader sleeps
+}
+
+// changed tells readers and writers, and wakes a reader that sleeps.
+func (l *lane) changed() {
+	l.cond.Broadcast()
+	if l.wake != nil && (len(l.buf) > 0 || l.ended || l.err != nil) {
+		go l.wake()
+		l.wake = nil
+	}
 }
 
 const laneWindow = 256 << 10
@@ -63,10 +75,12 @@ func (l *lane) read(p []byte) (int, error) {
 		case len(l.buf) > 0:
 			n := copy(p, l.buf)
 			l.buf = l.buf[n:]
-			l.cond.Broadcast()
+			l.changed()
 			return n, nil
 		case l.ended:
 			return 0, io.EOF
+		case l.deadline:
+			return 0, os.ErrDeadlineExceeded
 		}
 		l.cond.Wait()
 	}
@@ -89,7 +103,7 @@ func (l *lane) write(p []byte) (n int, err error) {
 		l.buf = append(l.buf, p[:k]...)
 		p = p[k:]
 		n += k
-		l.cond.Broadcast()
+		l.changed()
 	}
 	return n, nil
 }
@@ -98,7 +112,7 @@ func (l *lane) end() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.ended = true
-	l.cond.Broadcast()
+	l.changed()
 }
 
 func (l *lane) fail(err error) {
@@ -108,7 +122,7 @@ func (l *lane) fail(err error) {
 		l.err = err
 	}
 	l.buf = nil
-	l.cond.Broadcast()
+	l.changed()
 }
 
 // A fakeStream is one end of a stream as mux gives it.
@@ -167,6 +181,24 @@ func (s *fakeStream) CloseWrite() error {
 	s.mu.Unlock()
 	s.out.end()
 	return nil
+}
+
+func (s *fakeStream) SetReadDeadline(t time.Time) error {
+	s.in.mu.Lock()
+	defer s.in.mu.Unlock()
+	s.in.deadline = !t.IsZero() // only ever in the past
+	s.in.changed()
+	return nil
+}
+
+func (s *fakeStream) Sleep(wake func()) bool {
+	s.in.mu.Lock()
+	defer s.in.mu.Unlock()
+	if len(s.in.buf) > 0 || s.in.ended || s.in.err != nil {
+		return false
+	}
+	s.in.wake = wake
+	return true
 }
 
 func (s *fakeStream) bothEnded() bool {
@@ -423,6 +455,7 @@ func newNode(t testing.TB, cfg Config, o opener) *node {
 		t.Fatal(err)
 	}
 	n.Proxy = p
+	p.tick = 10 * time.Millisecond // whatever is silent for so long dozes
 	if err := p.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -191,7 +191,7 @@ func TestOverMuxBackpressure(t *testing.T) {
 	stop := make(chan struct{})
 	defer close(stop)
 	web, db, _ := newSidecars(t,
-		Config{Listeners: []Listener{listenOn(t, KindForward, "127.0.0.1:0")}, Timeouts: Timeouts{HalfClose: 40 * time.Millisecond}},
+		Config{Listeners: []Listener{listenOn(t, KindForward, "127.0.0.1:0")}},
 		Config{Services: serviceAt(t, newTarget(t, "", func(c net.Conn) {
 			b := make([]byte, 1)
 			io.ReadFull(c, b)

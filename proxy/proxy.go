@@ -1,10 +1,12 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"maps"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -42,9 +44,11 @@ type Proxy struct {
 	drained chan struct{} // not nil while Drain waits; closed at 0 connections
 	busy    int           // connections and inbound streams being served
 
+	tick         time.Duration // between sweeps; 0: what the timeouts need
 	background   sync.WaitGroup
 	namesChanged chan struct{}
 	spare        spareDescriptor
+	poller       *poller // for idle connections; nil if there is none
 
 	refusals     refusalRing
 	refusalLines lineLimiter
@@ -144,14 +148,18 @@ func (p *Proxy) Start() error {
 		return err
 	}
 	p.started = true
-	p.adopt(next)
 	p.spare.hold()
+	if p.poller, err = newPoller(); err == nil {
+		p.background.Go(p.poller.run)
+	}
+	p.adopt(next)
 	p.background.Go(p.sweep)
 	p.background.Go(p.keepNames)
 	return nil
 }
 
-// Handle serves a stream that a peer opened. It is mux.Config's Handler.
+// Handle serves a stream that a peer opened. It is mux.Config's Handler, for a
+// Mux that is started after the Proxy.
 func (p *Proxy) Handle(in *mux.Inbound) { p.serveInbound(muxInbound{in}) }
 
 // Update replaces the config. Listeners are opened and closed by difference;
@@ -250,6 +258,9 @@ func (p *Proxy) Close() {
 	defer p.change.Unlock()
 	p.adopt(nil)
 	p.cut("cut: the proxy was closed")
+	if p.poller != nil {
+		p.poller.close()
+	}
 	p.background.Wait()
 	p.spare.free()
 }
@@ -307,6 +318,7 @@ func (p *Proxy) leave() {
 // it. It does not wait for that. revoked says why a state ends it, or "".
 func (p *Proxy) carry(rec *record, near *conn, far far, revoked func(*state) string) {
 	hooks := &p.state.Load().cfg.Hooks
+	near.nap.poller = p.poller
 	s := &splice{near: near, far: far, rec: rec, revoked: revoked, count: hooks.Bytes}
 	s.done = func(o outcome) {
 		p.mu.Lock()
@@ -344,21 +356,44 @@ func (p *Proxy) register(s *splice) {
 func (p *Proxy) sweep() {
 	for {
 		t := p.state.Load().cfg.Timeouts
-		select {
-		case <-p.ctx.Done():
+		if !p.pause(cmp.Or(p.tick, sweepInterval(t))) {
 			return
-		case <-time.After(sweepInterval(t)):
 		}
-		now := time.Now()
+		now, dozed := time.Now(), 0
 		for s := range p.running() {
-			s.sweep(now, t)
+			if s.sweep(now, t) {
+				dozed++
+			}
 		}
+		// The runtime would give the memory of so many back in its own time,
+		// which is minutes.
+		if dozed >= manyDozed {
+			if !p.pause(dozeTime) {
+				return
+			}
+			debug.FreeOSMemory()
+		}
+	}
+}
+
+const (
+	manyDozed = 1000
+	dozeTime  = 200 * time.Millisecond // for them to have gone to sleep
+)
+
+// pause returns false if the Proxy is closed meanwhile.
+func (p *Proxy) pause(d time.Duration) bool {
+	select {
+	case <-p.ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
 	}
 }
 
 // sweepInterval is short enough that a timeout is late by at most a quarter.
 func sweepInterval(t Timeouts) time.Duration {
-	d := 5 * time.Second
+	d := 3 * time.Second
 	for _, limit := range []time.Duration{t.Idle, t.HalfClose} {
 		if limit > 0 {
 			d = min(d, max(limit/4, 10*time.Millisecond))

@@ -3,6 +3,7 @@ package proxy
 import (
 	"errors"
 	"io"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -23,6 +24,10 @@ type stream interface {
 	OnAbort(f func())
 	// Err is why it was aborted.
 	Err() error
+	// SetReadDeadline ends a Read or WriteTo that waits.
+	SetReadDeadline(time.Time) error
+	// Sleep calls wake when there is something to read, or returns false.
+	Sleep(wake func()) bool
 }
 
 // far is the side of a splice that is not the near conn: a peer's stream, or
@@ -43,6 +48,10 @@ type far interface {
 	// and broken reports that. A side does one or the other.
 	onAbort(f func(error))
 	broken() bool
+	// doze makes a copyTo that waits return os.ErrDeadlineExceeded. Then sleep
+	// calls wake when there is something to copy, or returns false.
+	doze()
+	sleep(wake func()) bool
 }
 
 // An outcome is how a spliced connection ended.
@@ -55,9 +64,8 @@ type outcome struct {
 // A splice carries bytes between a near conn and a far side until both
 // directions end, or one side fails and takes the other with it.
 //
-// It has a goroutine for each direction, both of its own: their stacks stay
-// small, where the one that dialed and logged has grown, and most connections
-// are idle most of the time.
+// Each direction has a goroutine while bytes move, and none while the
+// connection is idle: see doze.go.
 type splice struct {
 	near    *conn
 	far     far
@@ -73,6 +81,8 @@ type splice struct {
 	reader nearReader
 	writer nearWriter
 
+	uploadAsleep, downloadAsleep atomic.Bool
+
 	mu    sync.Mutex
 	final *outcome // set once
 
@@ -87,11 +97,13 @@ func (s *splice) start() {
 	s.reader.s, s.writer.s = s, s
 	s.far.onAbort(func(err error) { s.fail(s.far.explain(err)) })
 	s.left.Store(2)
+	// Both in goroutines of their own: the stack of the one that dialed and
+	// logged has grown.
 	go s.upload()
 	go s.download()
 }
 
-// stopped is called when a direction no longer runs.
+// stopped is called when a direction has come to its end.
 func (s *splice) stopped() {
 	if s.left.Add(-1) > 0 {
 		return
@@ -104,25 +116,49 @@ func (s *splice) stopped() {
 	}
 	o := *s.final
 	s.mu.Unlock()
+	s.near.unregister()
 	s.done(o)
 }
 
 // fail ends both sides at once. The first call decides the outcome.
 func (s *splice) fail(o outcome) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.final != nil {
-		return
+	first := s.final == nil
+	if first {
+		s.final = &o
+		s.far.abort(o.code)
+		s.near.reset()
 	}
-	s.final = &o
-	s.far.abort(o.code)
-	s.near.reset()
+	s.mu.Unlock()
+	if first {
+		s.wakeUpload()
+		s.wakeDownload()
+	}
+}
+
+func (s *splice) over() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.final != nil
 }
 
 // upload carries bytes from the near side to the far side.
 func (s *splice) upload() {
-	defer s.stopped()
-	err := s.far.copyFrom(&s.reader)
+	for {
+		s.reader.err = nil
+		err := s.far.copyFrom(&s.reader)
+		if !errors.Is(s.reader.err, os.ErrDeadlineExceeded) {
+			s.uploaded(err)
+			s.stopped()
+			return
+		}
+		if s.sleepUpload() {
+			return
+		}
+	}
+}
+
+func (s *splice) uploaded(err error) {
 	switch {
 	case s.reader.err != nil:
 		s.fail(s.nearFailed(s.reader.err))
@@ -132,6 +168,37 @@ func (s *splice) upload() {
 	}
 	if err != nil {
 		s.fail(s.far.explain(err))
+		return
+	}
+	s.ended.Add(1)
+}
+
+// download carries bytes from the far side to the near side.
+func (s *splice) download() {
+	for {
+		err := s.far.copyTo(&s.writer)
+		if s.writer.err != nil || !errors.Is(err, os.ErrDeadlineExceeded) {
+			s.downloaded(err)
+			s.stopped()
+			return
+		}
+		if s.sleepDownload() {
+			return
+		}
+	}
+}
+
+func (s *splice) downloaded(err error) {
+	switch {
+	case s.writer.err != nil:
+		s.fail(s.nearFailed(s.writer.err))
+		return
+	case err != nil:
+		s.fail(s.far.explain(err))
+		return
+	}
+	if err := s.near.CloseWrite(); err != nil {
+		s.fail(s.nearFailed(err))
 		return
 	}
 	s.ended.Add(1)
@@ -157,25 +224,6 @@ func (r *nearReader) ReadLazy(take func() []byte, drop func()) (int, error) {
 
 func (r *nearReader) Read(b []byte) (int, error) {
 	return r.ReadLazy(func() []byte { return b }, func() {})
-}
-
-// download carries bytes from the far side to the near side.
-func (s *splice) download() {
-	defer s.stopped()
-	err := s.far.copyTo(&s.writer)
-	switch {
-	case s.writer.err != nil:
-		s.fail(s.nearFailed(s.writer.err))
-		return
-	case err != nil:
-		s.fail(s.far.explain(err))
-		return
-	}
-	if err := s.near.CloseWrite(); err != nil {
-		s.fail(s.nearFailed(err))
-		return
-	}
-	s.ended.Add(1)
 }
 
 // A nearWriter counts what reaches the near side, and keeps its error apart
@@ -215,25 +263,29 @@ func (s *splice) nearName() string {
 }
 
 // sweep checks what neither direction notices while it waits: a side that
-// died, and the timeouts. It is called now and then, by one goroutine.
-func (s *splice) sweep(now time.Time, t Timeouts) {
+// died, and the timeouts. It makes an idle connection doze, and reports whether
+// it did. It is called now and then, by one goroutine.
+func (s *splice) sweep(now time.Time, t Timeouts) (dozed bool) {
 	moved := s.out.Load() + s.in.Load() + int64(s.ended.Load())
 	if moved != s.lastMoved || s.lastMovedAt.IsZero() {
 		s.lastMoved, s.lastMovedAt = moved, now
-		return
+		return false
 	}
 	limit, what := t.Idle, "idle"
 	if s.ended.Load() > 0 && t.HalfClose > 0 {
 		limit, what = t.HalfClose, "half-closed and idle"
 	}
 	switch {
-	case s.near.broken():
+	case !s.uploadAsleep.Load() && s.near.broken():
 		s.fail(outcome{ResultReset, "the " + s.nearName() + " is gone", mux.ResetApp})
 	case s.far.broken():
 		s.fail(outcome{ResultReset, "the target is gone", mux.ResetApp})
 	case limit > 0 && now.Sub(s.lastMovedAt) >= limit:
 		s.fail(outcome{ResultTimedOut, what + " for " + limit.String(), mux.ResetTimedOut})
+	default:
+		return s.doze()
 	}
+	return false
 }
 
 // A muxSide is the far side that is a stream to a peer.
@@ -256,6 +308,13 @@ func (m muxSide) finish() { m.Close() }
 func (m muxSide) onAbort(f func(error)) { m.OnAbort(func() { f(m.Err()) }) }
 
 func (m muxSide) broken() bool { return false }
+
+func (m muxSide) doze() { m.SetReadDeadline(time.Unix(1, 0)) }
+
+func (m muxSide) sleep(wake func()) bool {
+	m.SetReadDeadline(time.Time{})
+	return m.Sleep(wake)
+}
 
 func (m muxSide) explain(err error) outcome {
 	var reset *mux.ResetError
@@ -288,6 +347,10 @@ func (d directSide) copyFrom(r mux.LazyReader) error { return copyLazy(d, r) }
 func (d directSide) copyTo(w io.Writer) error { return copyLazy(w, d) }
 
 func (d directSide) onAbort(func(error)) {}
+
+func (d directSide) doze() {}
+
+func (d directSide) sleep(func()) bool { return false }
 
 func (d directSide) abort(mux.ResetCode) { d.reset() }
 

@@ -301,7 +301,7 @@ func isTimeout(err error) bool {
 // direction or because its bytes are stuck, is noticed by the sweeper.
 func TestDeadAppIsSwept(t *testing.T) {
 	stop := make(chan struct{})
-	n := forwardNodes(t, newTarget(t, "", func(c net.Conn) { <-stop }), Timeouts{Idle: time.Hour, HalfClose: 40 * time.Millisecond})
+	n := forwardNodes(t, newTarget(t, "", func(c net.Conn) { <-stop }), Timeouts{})
 	defer close(stop)
 	c := dialTo(t, "tcp", n.web.addr(0))
 	writeUntilStuck(t, c)
