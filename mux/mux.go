@@ -394,14 +394,13 @@ func (m *Mux) Open(ctx context.Context, peer string, o Open) (*Stream, error) {
 	}
 }
 
-// Drain tells all peers to open no more streams here, stops taking links, and
-// waits until no stream is left or ctx ends. Streams to peers may still be
-// opened. Then it closes the Mux. A *DrainError says how many streams were cut.
-func (m *Mux) Drain(ctx context.Context) error {
+// Leave tells all peers to open no more streams here, and takes no more links.
+// Streams to peers may still be opened.
+func (m *Mux) Leave() {
 	m.mu.Lock()
-	if m.closed {
-		m.mu.Unlock()
-		return ErrClosed
+	defer m.mu.Unlock()
+	if m.closed || m.draining {
+		return
 	}
 	m.draining = true
 	m.closeListeners()
@@ -410,7 +409,18 @@ func (m *Mux) Drain(ctx context.Context) error {
 			l.leave()
 		}
 	}
+}
+
+// Drain leaves, and waits until no stream is left or ctx ends. Then it closes
+// the Mux. A *DrainError says how many streams were cut.
+func (m *Mux) Drain(ctx context.Context) error {
+	m.Leave()
+	m.mu.Lock()
+	closed := m.closed
 	m.mu.Unlock()
+	if closed {
+		return ErrClosed
+	}
 	cut := 0
 	for m.streams.Load() > 0 && cut == 0 {
 		select {
