@@ -372,18 +372,17 @@ func (n *node) drain(ctx context.Context) int {
 	n.mu.Lock()
 	n.draining = true
 	n.mu.Unlock()
-	muxCut := make(chan int, 1)
-	go func() {
-		var cut *mux.DrainError
-		if errors.As(n.mux.Drain(ctx), &cut) {
-			muxCut <- cut.Cut
-			return
-		}
-		muxCut <- 0
-	}()
-	// Every stream of the mux belongs to a connection of the proxy, so the
-	// larger number is that of connections.
-	return max(n.proxy.Drain(ctx), <-muxCut)
+	// Peers go elsewhere at once. The links stay until the proxy is done: a
+	// connection that it took just before may still have to open its stream.
+	n.mux.Leave()
+	cut := n.proxy.Drain(ctx)
+	var left *mux.DrainError
+	if errors.As(n.mux.Drain(ctx), &left) {
+		// Each of these streams belongs to a connection, most of them to one
+		// that the proxy has cut.
+		cut = max(cut, left.Cut)
+	}
+	return cut
 }
 
 // close ends everything at once and waits until no goroutine is left.
