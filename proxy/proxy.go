@@ -354,6 +354,7 @@ func (p *Proxy) register(s *splice) {
 
 // sweep looks after all splices with one goroutine and one timer.
 func (p *Proxy) sweep() {
+	pending, freed := 0, time.Now()
 	for {
 		t := p.state.Load().cfg.Timeouts
 		if !p.pause(cmp.Or(p.tick, sweepInterval(t))) {
@@ -366,19 +367,18 @@ func (p *Proxy) sweep() {
 			}
 		}
 		// The runtime would give the memory of so many back in its own time,
-		// which is minutes.
-		if dozed >= manyDozed {
-			if !p.pause(dozeTime) {
-				return
-			}
+		// which is minutes. That is not done while more go to sleep.
+		pending += dozed
+		if pending >= manyDozed && (dozed == 0 || now.Sub(freed) >= freeInterval) {
 			debug.FreeOSMemory()
+			pending, freed = 0, now
 		}
 	}
 }
 
 const (
-	manyDozed = 1000
-	dozeTime  = 200 * time.Millisecond // for them to have gone to sleep
+	manyDozed    = 1000
+	freeInterval = 10 * time.Second
 )
 
 // pause returns false if the Proxy is closed meanwhile.
@@ -393,7 +393,7 @@ func (p *Proxy) pause(d time.Duration) bool {
 
 // sweepInterval is short enough that a timeout is late by at most a quarter.
 func sweepInterval(t Timeouts) time.Duration {
-	d := 3 * time.Second
+	d := time.Second
 	for _, limit := range []time.Duration{t.Idle, t.HalfClose} {
 		if limit > 0 {
 			d = min(d, max(limit/4, 10*time.Millisecond))
