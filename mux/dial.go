@@ -99,9 +99,10 @@ func (p *peer) keepUp(slot int) {
 
 // hold waits until a link takes no more streams, and tells whether a
 // violation ended it. Meanwhile it looks now and then whether the link should
-// rather be at another of the peer's addresses.
+// rather be at another of the peer's addresses, for the first time soon: links
+// that are dialed at once may have met at one address.
 func (p *peer) hold(l *link, slot int) (violated bool) {
-	look := time.NewTicker(p.mux.timing.lookAgain)
+	look := time.NewTimer(p.mux.timing.lookAgain / 15)
 	defer look.Stop()
 	if slot == 0 {
 		p.spread()
@@ -109,6 +110,7 @@ func (p *peer) hold(l *link, slot int) (violated bool) {
 	for {
 		select {
 		case <-look.C:
+			look.Reset(p.mux.timing.lookAgain)
 			if slot == 0 {
 				p.spread()
 			}
