@@ -4,6 +4,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/sealane/sealane/mux"
@@ -21,7 +22,8 @@ type socket interface {
 type conn struct {
 	socket
 	isUnix bool
-	ahead  []byte // read before the stream was open; comes first
+	ahead  []byte      // read before the stream was open; comes first
+	ended  atomic.Bool // CloseWrite was called
 	rd     sockReader
 	nap    sleeper
 }
@@ -40,6 +42,12 @@ func newConn(c net.Conn, ahead []byte) *conn {
 	nc := &conn{socket: s, isUnix: isUnix, ahead: ahead}
 	nc.rd.init(nc)
 	return nc
+}
+
+// CloseWrite ends the direction to the app or target.
+func (c *conn) CloseWrite() error {
+	c.ended.Store(true)
+	return c.socket.CloseWrite()
 }
 
 // ReadLazy is mux.LazyReader's: it reads into the buffer that take returns,

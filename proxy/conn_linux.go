@@ -76,7 +76,20 @@ func (r *sockReader) done(n int, err error) bool {
 
 func (r *sockReader) tryTCP(fd uintptr) bool {
 	b := r.take()
-	return r.done(ignoringEINTR(func() (int, error) { return unix.Read(int(fd), b) }))
+	n, err := ignoringEINTR(func() (int, error) { return unix.Read(int(fd), b) })
+	if n == 0 && err == nil && !r.c.ended.Load() && isClosed(fd) {
+		err = unix.ECONNRESET
+	}
+	return r.done(n, err)
+}
+
+// isClosed reports whether the kernel has given a TCP connection up. The error
+// of one that was reset is told to one call alone: if that was a write, a read
+// finds what looks like a proper end. But after a proper end the connection is
+// not closed until this side has ended, too.
+func isClosed(fd uintptr) bool {
+	info, err := unix.GetsockoptTCPInfo(int(fd), unix.SOL_TCP, unix.TCP_INFO)
+	return err == nil && info.State == unix.BPF_TCP_CLOSE
 }
 
 // tryUnix takes all but the last byte out of the queue, and that one by
