@@ -3,7 +3,7 @@
 # of its own over a copy-on-write view of this system: nothing here changes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-.ci/install curl dpkg-dev iproute2 systemd
+.ci/install curl dpkg-dev iproute2 nftables systemd
 
 work=$(mktemp -d)
 packaging/deb/build.sh "$work" >/dev/null
@@ -144,3 +144,37 @@ is 'the page with its server' "$(inside curl -sS --max-time 60 --retry 5 --retry
 echo '- a clean stop'
 inside systemctl stop sealane-a.socket sealane@a.service sealane@b.service sealane.service
 is 'the result' "$(property Result sealane@a.service) $(property ExecMainStatus sealane@a.service)" 'success 0'
+
+echo '- the redirect rules: up before the program that requires them, renewed, gone with their unit'
+inside ip link add eth0 type veth peer name far
+inside ip addr add 192.0.2.10/24 dev eth0
+inside ip link set eth0 up
+inside ip link set far up
+before=$(inside nft list ruleset)
+write /etc/sealane/redirect <<<'OPTIONS=--ports 5432 --cidrs 192.0.2.0/24'
+write /etc/systemd/system/app.service <<'E2'
+[Unit]
+Requires=sealane-redirect.service
+After=sealane-redirect.service
+[Service]
+Type=oneshot
+ExecStart=/usr/bin/sh -c 'exec /usr/sbin/nft list table inet sealane > /run/rules'
+E2
+inside mkdir /etc/systemd/system/sealane-redirect.service.d
+write /etc/systemd/system/sealane-redirect.service.d/test.conf <<'E2'
+[Service]
+StandardOutput=append:/run/sealane.log
+StandardError=append:/run/sealane.log
+E2
+inside systemctl daemon-reload
+inside systemctl start app.service || fail 'the program did not start'
+inside grep -q "meta skuid $(inside id -u sealane) return" /run/rules || fail 'the user sealane is not exempt'
+inside grep -q 'IPv4: verified: a connection to 192.0.2.[0-9]*:5432 arrived' /run/sealane.log || fail 'the rules were not proved'
+write /etc/sealane/redirect <<<'OPTIONS=--ports 5433'
+inside systemctl reload sealane-redirect.service
+inside sealane redirect show | grep -q 'elements = { 5433 }' || fail 'a reload did not renew the rules'
+inside systemctl stop sealane-redirect.service
+is 'what is left of the rules' "$(inside nft list ruleset)" "$before"
+write /etc/sealane/redirect <<<'OPTIONS=--ports none'
+inside systemctl start app.service 2>/dev/null && fail 'the program started without rules'
+is 'the exit code' "$(property ExecMainStatus sealane-redirect.service)" 64
