@@ -3,6 +3,7 @@
 package main
 
 import (
+	"encoding/json"
 	"strings"
 	"testing"
 	"time"
@@ -53,6 +54,7 @@ func TestPostgres(t *testing.T) {
 	t.Run("job", jobCompletes)
 	t.Run("the app waits for its sidecar", appWaits)
 	t.Run("a killed sidecar cuts traffic", killedSidecar)
+	t.Run("a changed config is taken over", changedConfig)
 }
 
 // startOrder checks that the redirect container ended before the sidecar
@@ -162,11 +164,7 @@ func killedSidecar(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ask := func() (string, error) {
-		return c.Kubectl(t.Context(), "", "exec", "-n", "orders", "deployment/shop-web", "-c", "web", "--",
-			"psql", "--host=orders-db", "--username=postgres", "--no-psqlrc", "--tuples-only", "--command=select 41 + 1")
-	}
-	if out, err := ask(); err != nil || !strings.Contains(out, "42") {
+	if out, err := ask(t); err != nil || !strings.Contains(out, "42") {
 		t.Fatalf("before: %v %s", err, out)
 	}
 	restartContainer(t, "orders", shop, "sealane")
@@ -174,13 +172,13 @@ func killedSidecar(t *testing.T) {
 	waitFor(t, time.Minute, "the sidecar to be down", func() bool {
 		return onePod(t, "orders", shop).container("sealane").State.Running == nil
 	})
-	if out, err := ask(); err == nil {
+	if out, err := ask(t); err == nil {
 		t.Errorf("without the sidecar the app was answered: %s", out)
 	} else if !strings.Contains(err.Error(), "Connection refused") {
 		t.Errorf("without the sidecar: %v", err)
 	}
 	waitFor(t, 2*time.Minute, "traffic after the restart", func() bool {
-		out, err := ask()
+		out, err := ask(t)
 		return err == nil && strings.Contains(out, "42")
 	})
 	segments, err := capture.Stop()
@@ -188,6 +186,43 @@ func killedSidecar(t *testing.T) {
 		t.Fatal(err)
 	}
 	noPlaintext(t, segments, onePod(t, "orders", database).address(t), onePod(t, "orders", shop).address(t))
+}
+
+// ask asks the database from the shop's app container.
+func ask(t *testing.T) (string, error) {
+	return c.Kubectl(t.Context(), "", "exec", "-n", "orders", "deployment/shop-web", "-c", "web", "--",
+		"psql", "--host=orders-db", "--username=postgres", "--no-psqlrc", "--tuples-only", "--command=select 41 + 1")
+}
+
+// changedConfig takes the shop's right to the database away, and gives it
+// back, by the ConfigMap alone.
+func changedConfig(t *testing.T) {
+	restarts := onePod(t, "orders", database).container("sealane").RestartCount
+	text := kubectl(t, "get", "configmap", "orders-sealane", "-n", "orders", `-o=jsonpath={.data.sealane\.yaml}`)
+	denied := strings.Replace(text, "allow: [shop, report]", "allow: [report]", 1)
+	if denied == text {
+		t.Fatalf("the ConfigMap is\n%s", text)
+	}
+	write := func(text string) {
+		patch, err := json.Marshal(map[string]any{"data": map[string]string{"sealane.yaml": text}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		kubectl(t, "patch", "configmap", "orders-sealane", "-n", "orders", "--type=merge", "--patch="+string(patch))
+	}
+	write(denied)
+	waitFor(t, 2*time.Minute, "the shop to be refused", func() bool {
+		_, err := ask(t)
+		return err != nil
+	})
+	write(text)
+	waitFor(t, 2*time.Minute, "the shop to be answered again", func() bool {
+		_, err := ask(t)
+		return err == nil
+	})
+	if n := onePod(t, "orders", database).container("sealane").RestartCount; n != restarts {
+		t.Errorf("the sidecar was started %d times", n-restarts)
+	}
 }
 
 func killContainer(t *testing.T, namespace, selector, name string) {

@@ -20,6 +20,7 @@ kind: Deployment
 metadata: {name: %[1]s, namespace: %[2]s}
 spec:
   replicas: %[4]d
+  minReadySeconds: 10 # peers look for new addresses at most that long after one is gone
   selector: {matchLabels: {app: %[1]s}}
   template:
     metadata:
