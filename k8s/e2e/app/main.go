@@ -48,6 +48,10 @@ func serve(ctx context.Context, address string) error {
 	go func() {
 		<-ctx.Done()
 		fmt.Println("ending")
+		server.Shutdown(context.Background())
+		// A connection that was accepted in the moment of the first one may not
+		// have been counted by it.
+		time.Sleep(time.Second)
 		ended <- server.Shutdown(context.Background())
 	}()
 	if err := server.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
