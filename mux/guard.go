@@ -85,6 +85,7 @@ type guard struct {
 	rtt    atomic.Int64 // least round trip seen, in nanoseconds
 
 	bytesIn, bytesOut atomic.Uint64
+	closing           atomic.Bool // closeConn was called
 
 	// Inbound, used by yamux's one reader only.
 	held     [yamuxHeaderLen]byte // the start of a header whose rest has not come
@@ -118,9 +119,13 @@ type guard struct {
 	opens chan struct{}
 }
 
+// errPeerFault is not a violation: it says that the peer saw one, or its own fault.
+var errPeerFault = errors.New("the peer's yamux reported an error")
+
 // guardHooks are called without locks and must not block.
 type guardHooks struct {
-	goAway func() // the peer sent go away
+	goAway func()      // the peer sent go away
+	ended  func(error) // nothing more comes
 }
 
 // A flow is a stream as the wire shows it. The guard's mu protects it.
@@ -170,6 +175,8 @@ func (g *guard) Read(p []byte) (int, error) {
 	}
 	for {
 		if g.readErr != nil {
+			// All that came before has reached its streams by now.
+			g.hooks.ended(g.readErr)
 			return 0, g.readErr
 		}
 		if g.bodyIn == 0 {
@@ -183,9 +190,8 @@ func (g *guard) Read(p []byte) (int, error) {
 		g.bytesIn.Add(uint64(m))
 		kept, bad := g.filter(p[:n+m])
 		if bad != nil {
-			g.readErr = bad
 			g.conn.Abort(bad)
-			return 0, bad
+			err = bad
 		}
 		g.readErr = err
 		if kept > 0 {
@@ -521,7 +527,7 @@ func (g *guard) forgetReset(before time.Time) {
 }
 
 func (g *guard) inboundGoAway(h yamuxHeader) error {
-	const internalError = 2
+	const normal, internalError = 0, 2
 	if h.flags != 0 {
 		return violation(RuleYamuxFlags, fmt.Sprintf("go away with flags %#x", h.flags))
 	}
@@ -534,6 +540,9 @@ func (g *guard) inboundGoAway(h yamuxHeader) error {
 	g.mu.Unlock()
 	if again {
 		return violation(RuleYamuxGoAway, "a second go away")
+	}
+	if h.length != normal {
+		return errPeerFault // yamux would end the link the hard way
 	}
 	g.hooks.goAway()
 	return nil
@@ -634,7 +643,20 @@ func (g *guard) outbound(h *yamuxHeader) bool {
 	return true
 }
 
-func (g *guard) Close() error { return g.conn.Close() }
+// Close is called by yamux once it shuts down, and must not take time: until
+// it returns, every Read and Write that waits in yamux spins.
+func (g *guard) Close() error {
+	if !g.closing.Load() {
+		g.conn.Abort(nil)
+	}
+	return nil
+}
+
+// closeConn sends a sealed close, which can take a second.
+func (g *guard) closeConn() {
+	g.closing.Store(true)
+	g.conn.Close()
+}
 
 // attach tells a flow whose stream it is. It returns nil if the flow is over.
 func (g *guard) attach(id uint32, s *Stream) *flow {

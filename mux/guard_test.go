@@ -67,7 +67,7 @@ func steps(lists ...[]step) []step { return slices.Concat(lists...) }
 
 func testGuard() (*guard, *wire) {
 	w := &wire{in: strings.NewReader("")}
-	return newGuard(w, false, newBudget(1<<40), guardHooks{goAway: func() {}}), w
+	return newGuard(w, false, newBudget(1<<40), guardHooks{goAway: func() {}, ended: func(error) {}}), w
 }
 
 // play runs steps through a guard, whose node accepted the link: its streams

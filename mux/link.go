@@ -76,7 +76,7 @@ func newLink(p *peer, conn sealedConn, raw net.Conn, dialed bool, address string
 		done:     make(chan struct{}),
 		streams:  make(map[*Stream]struct{}),
 	}
-	l.guard = newGuard(conn, dialed, p.mux.budget, guardHooks{goAway: l.retire})
+	l.guard = newGuard(conn, dialed, p.mux.budget, guardHooks{goAway: l.retire, ended: l.ended})
 	l.guard.measured(conn.RTT())
 	l.lastRTT.Store(int64(conn.RTT()))
 	start := yamux.Server
@@ -108,14 +108,20 @@ func (l *link) run() {
 	case <-l.ys.CloseChan():
 	case <-l.conn.Done():
 	}
-	l.end(l.conn.Err())
+	l.ended(l.conn.Err())
 	l.ys.Close()
 	l.guard.end()
+	wg.Wait()
+	close(l.done)
+}
+
+// ended wakes all streams of a link that has ended, before yamux shuts down:
+// who waits in yamux then does not sleep but spins until yamux has closed.
+func (l *link) ended(err error) {
+	l.end(err)
 	for _, s := range l.snapshot() {
 		s.linkEnded()
 	}
-	wg.Wait()
-	close(l.done)
 }
 
 // end records why the link ended, once.
@@ -149,8 +155,8 @@ func (l *link) fail(err error) {
 
 // close ends the link with a sealed close.
 func (l *link) close(err error) {
-	l.end(err)
-	l.ys.Close()
+	l.ended(err)
+	l.guard.closeConn()
 }
 
 // cause is why the link ended, nil while it lives.
@@ -192,8 +198,12 @@ func (l *link) leave() {
 func (l *link) add(s *Stream) {
 	l.mu.Lock()
 	l.streams[s] = struct{}{}
+	dead := l.err != nil
 	l.mu.Unlock()
 	l.load.Add(1)
+	if dead {
+		s.linkEnded()
+	}
 }
 
 func (l *link) remove(s *Stream) {
@@ -257,22 +267,17 @@ func (l *link) openOne(frame []byte) (*Stream, error) {
 		return nil, fmt.Errorf("%w: %w", errGoAway, err)
 	}
 	s := newStream(l, ys, true)
-	l.add(s)
 	if s.flow = l.guard.attach(ys.StreamID(), s); s.flow == nil {
 		// The link died in between.
-		l.discard(s)
+		l.peer.releaseStream()
+		ys.Close()
 		return nil, errGoAway
 	}
+	l.add(s)
 	if err := s.writeFirst(frame); err != nil {
 		return nil, err
 	}
 	return s, nil
-}
-
-// discard gives up a stream that never came to be.
-func (l *link) discard(s *Stream) {
-	s.ys.Close()
-	l.remove(s)
 }
 
 // open opens a stream and waits for its answer. The caller has counted it at
@@ -358,14 +363,20 @@ func (s *Stream) writeFirst(frame []byte) error {
 	return nil
 }
 
-// linkEnded aborts a stream whose link has ended, unless it can still be
-// complete: what it has yet to read may be all there, END included.
+// linkEnded wakes whoever waits for a stream whose link has ended. What came
+// before may still be read, for a RESET's code; and a stream that only waits
+// for END may be complete. Any other is aborted.
 func (s *Stream) linkEnded() {
 	s.mu.Lock()
-	half := s.endSent
-	s.mu.Unlock()
-	if !half {
-		s.abort(s.truncated(), false)
+	defer s.mu.Unlock()
+	if s.finished || s.linkDead {
+		return
+	}
+	s.linkDead = true
+	s.ys.SetDeadline(past)
+	if s.ready && !s.endSent && !s.rest {
+		s.rest = true
+		go s.readRest()
 	}
 }
 

@@ -75,7 +75,7 @@ func (l *link) drop() {
 	for _, s := range l.snapshot() {
 		s.abort(fmt.Errorf("%w: %w", ErrTruncated, ErrPeerRemoved), true)
 	}
-	l.mux.wg.Go(func() { l.ys.Close() })
+	l.mux.wg.Go(func() { l.close(ErrPeerRemoved) })
 }
 
 func (p *peer) allLinks() []*link {
@@ -199,7 +199,7 @@ func (p *peer) register(l *link) error {
 	defer m.mu.Unlock()
 	if m.closed || m.byKey[l.conn.Peer()] != p {
 		l.end(errNotPeer)
-		go l.ys.Close()
+		go l.close(errNotPeer)
 		return errNotPeer
 	}
 	if m.draining {

@@ -56,6 +56,7 @@ type Stream struct {
 	finished bool  // both directions ended, or it was aborted
 	ready    bool  // the peer's first frame was read: readRest may read
 	rest     bool  // readRest runs
+	linkDead bool  // what is there may be read, nothing more comes
 	onAbort  []func()
 	cancel   context.CancelFunc // of the Inbound's context
 }
@@ -224,8 +225,9 @@ func (s *Stream) readFirst() ([]byte, error) {
 func (s *Stream) setReady() {
 	s.mu.Lock()
 	s.ready = true
+	dead := s.linkDead
 	s.mu.Unlock()
-	if s.link.guard.finished(s.flow) {
+	if dead || s.link.guard.finished(s.flow) {
 		s.wake(false)
 	}
 }
@@ -245,7 +247,10 @@ func (s *Stream) readError(err error) error {
 	if cause := s.Err(); cause != nil {
 		return cause
 	}
-	if errors.Is(err, yamux.ErrTimeout) {
+	s.mu.Lock()
+	timeout := errors.Is(err, yamux.ErrTimeout) && !s.linkDead
+	s.mu.Unlock()
+	if timeout {
 		return os.ErrDeadlineExceeded
 	}
 	s.abort(s.truncated(), false)
@@ -338,7 +343,7 @@ func (s *Stream) writeRaw(frame []byte) error {
 func (s *Stream) deserted() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.cause != nil || s.ending && s.link.guard.finished(s.flow)
+	return s.cause != nil || s.linkDead || s.ending && s.link.guard.finished(s.flow)
 }
 
 func (s *Stream) writeError(err error) error {
@@ -545,6 +550,9 @@ func (s *Stream) setDeadline(t time.Time, set func(time.Time) error) error {
 	defer s.mu.Unlock()
 	if s.cause != nil {
 		return s.cause
+	}
+	if s.linkDead {
+		return nil
 	}
 	return set(t)
 }
