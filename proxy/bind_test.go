@@ -40,6 +40,15 @@ func TestUnixModeAndOwner(t *testing.T) {
 	check(0o660, gid)
 	roundTrip(t, dialTo(t, "unix", path), "same socket")
 
+	// What a reload changed before it failed is undone.
+	stricter := l
+	stricter.Mode = 0o600
+	taken := listenOn(t, KindForward, newTarget(t, "", echo))
+	if err := n.web.update(Config{Listeners: []Listener{stricter, taken}}); err == nil {
+		t.Error("a taken port was bound")
+	}
+	check(0o660, gid)
+
 	l.Owner = "no-such-user-here"
 	if err := n.web.update(Config{Listeners: []Listener{l}}); err == nil || !strings.Contains(err.Error(), "no-such-user-here") {
 		t.Errorf("%v", err)

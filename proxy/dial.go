@@ -253,7 +253,7 @@ func dialFailure(err error) *failure {
 	case ResultTimedOut:
 		f.text = "connecting timed out"
 	case ResultOverloaded:
-		f.text = "out of descriptors"
+		f.text = "out of resources"
 	case ResultCut:
 		f.text = "shutting down"
 	default:

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/sealane/sealane/mux"
@@ -304,6 +305,40 @@ func TestSeveralAddresses(t *testing.T) {
 			t.Errorf("%v", got)
 		}
 	})
+}
+
+// The second address has not to wait where the first refuses, and little
+// where it is silent.
+func TestDialStagger(t *testing.T) {
+	two := []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")}
+	for name, tt := range map[string]struct {
+		first func(context.Context) error
+		takes time.Duration
+	}{
+		"refuses": {func(context.Context) error { return syscall.ECONNREFUSED }, 0},
+		"silent":  {func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }, attemptDelay},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				dials := &dialLog{}
+				d := dialer{dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
+					if addr == "10.0.0.1:80" {
+						return nil, tt.first(ctx)
+					}
+					return dials.dial(ctx, network, addr)
+				}}
+				start := time.Now()
+				c, f := d.dialAny(t.Context(), two, 80)
+				if f != nil {
+					t.Fatal(f)
+				}
+				c.Close()
+				if took := time.Since(start); took != tt.takes {
+					t.Errorf("took %v, want %v", took, tt.takes)
+				}
+			})
+		})
+	}
 }
 
 func TestAlternate(t *testing.T) {

@@ -208,9 +208,15 @@ func (l *listener) handle(cfg *Listener, rec *record, c net.Conn) {
 // the returned function is called, the deadline or a drain ends the reads.
 func (l *listener) awaitRequest(c net.Conn) (done func()) {
 	c.SetDeadline(time.Now().Add(requestTimeout))
-	stop := context.AfterFunc(l.p.draining, func() { c.SetDeadline(time.Unix(1, 0)) })
+	ended := make(chan struct{})
+	stop := context.AfterFunc(l.p.draining, func() {
+		c.SetDeadline(time.Unix(1, 0))
+		close(ended)
+	})
 	return func() {
-		stop()
+		if !stop() {
+			<-ended // or it would set its deadline after this
+		}
 		c.SetDeadline(time.Time{})
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"log"
 	"net"
+	"sync"
 	"time"
 
 	socks5 "github.com/armon/go-socks5"
@@ -47,7 +48,7 @@ func socksReply(r Result) byte {
 // reply; then the connection is taken back from it, with what it has read
 // ahead, and spliced like any other.
 func (l *listener) socks5(cfg *Listener, rec *record, c net.Conn) {
-	h := &socksHandshake{l: l, rec: rec, client: c, requested: l.awaitRequest(c)}
+	h := &socksHandshake{l: l, rec: rec, client: c, requested: sync.OnceFunc(l.awaitRequest(c))}
 	conf := &socks5.Config{
 		Resolver: unresolved{},
 		Dial:     h.dial,
@@ -61,6 +62,7 @@ func (l *listener) socks5(cfg *Listener, rec *record, c net.Conn) {
 		err = server.ServeConn(socksConn{c, h})
 	}
 	h.requested()
+	c.SetDeadline(time.Time{}) // the reply is written
 	switch {
 	case h.failure != nil:
 		rec.failed(h.failure)
