@@ -48,17 +48,25 @@ func Need(t *testing.T, names ...string) {
 	}
 }
 
-// FreePort is a TCP port on loopback that nothing uses. It is below those that
-// the system gives to clients, so that none takes it before its server does, or
-// while its server is down.
+// FreePort is a TCP port on loopback that nothing uses and that no other test
+// gets while this one runs. It is below those that the system gives to clients,
+// so that none takes it before its server does, or while its server is down.
 func FreePort(t *testing.T) int {
 	t.Helper()
 	for range 1000 {
 		port := 15000 + rand.IntN(15000)
+		// A socket in the abstract namespace is a lock among all processes that
+		// ends with its holder.
+		lock, err := net.Listen("unix", fmt.Sprintf("@sealane-lab-port-%d", port))
+		if err != nil {
+			continue
+		}
 		if l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
 			l.Close()
+			t.Cleanup(func() { lock.Close() })
 			return port
 		}
+		lock.Close()
 	}
 	t.Fatal("no free port")
 	return 0

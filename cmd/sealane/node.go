@@ -195,9 +195,13 @@ func (n *node) linkResult(peer string, result mux.LinkResult) {
 
 // warnOfNames looks the peers' names up once, so that a misspelt one is
 // noticed. It is no error: the name may be known later, and is looked up anew
-// each time a link is dialed.
+// each time a link is dialed. Neither is a peer that cannot be linked to yet.
 func (n *node) warnOfNames(c *config.Config) {
 	for _, p := range c.Peers {
+		if len(p.Addresses) == 0 && c.Listen == (proxy.Endpoint{}) {
+			n.logger.Warn().Str("peer", p.Name).
+				Msg("no link to this peer can come up: it has no address, and this node has no listen; add one of them")
+		}
 		for _, address := range p.Addresses {
 			n.warning.Go(func() { n.warnOfName(p.Name, address) })
 		}

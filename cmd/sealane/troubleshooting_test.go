@@ -136,7 +136,6 @@ func configTroubles(t *testing.T) []string {
 		"identity: node.key\nlisteners: [{forward: \"127.0.0.1:1\", too: x}]",
 		"identity: node.key\nlisteners: [{forward: \"127.0.0.1:1\", to: {peer: x, service: y}}]",
 		"identity: node.key\npeers: [{name: db, keys: [abc]}]",
-		fmt.Sprintf("identity: node.key\npeers: [{name: db, keys: [%q]}]", other),
 		fmt.Sprintf("identity: node.key\nlisten: :1\npeers: [{name: a, keys: [%q]}, {name: b, keys: [%q]}]", other, other),
 		fmt.Sprintf("identity: node.key\nlisten: :1\npeers: [{name: a, keys: [%q]}]", own.Public()),
 		"identity: node.key\nlisteners: [{socks5: \":1080\"}]",

@@ -155,10 +155,8 @@ type loader struct {
 		Sum([]byte) []byte
 	}
 
-	listens    bool // there is a listen, be it a good one or not
 	adminAt    position
 	names      []string    // of peers, those with other errors included
-	silent     []reference // peers without an address
 	references []reference // to peers
 	keys       map[session.PublicKey]keyPlace
 	bound      map[proxy.Endpoint]position // addresses that this process listens on
@@ -243,7 +241,6 @@ func (l *loader) identity(n *node) {
 }
 
 func (l *loader) listen(n *node) {
-	l.listens = true
 	e, ok := l.endpoint(n, "listen")
 	if ok && e.Network == "unix" {
 		l.fail(n.at, "listen: links come over TCP; write HOST:PORT")
@@ -322,11 +319,6 @@ func (l *loader) crossCheck() {
 	if l.Admin != (proxy.Endpoint{}) && !l.AdminUnsafe && !isLocal(l.Admin) {
 		l.fail(l.adminAt, "admin: %v can be reached from other hosts, and it has no password; use 127.0.0.1 or unix:PATH, or add admin_unsafe: true",
 			l.Admin)
-	}
-	for _, r := range l.silent {
-		if !l.listens {
-			l.fail(r.at, "no link to peer %s can ever come up: it has no address, and this node has no listen; add one of them", r.name)
-		}
 	}
 	for _, r := range l.references {
 		switch {

@@ -48,9 +48,6 @@ func (l *loader) peer(n *node) {
 	if p.Name != "" {
 		l.names = append(l.names, p.Name)
 	}
-	if !n.has("address") {
-		l.silent = append(l.silent, reference{p.Name, n.at})
-	}
 	l.Peers = append(l.Peers, p)
 }
 
