@@ -8,15 +8,21 @@ import "time"
 // where to be woken, and return. The near side's word is with one poller for
 // all of them, the far side's with its link.
 
+// What a direction does.
+const (
+	awake  = iota // it has a goroutine
+	asleep        // it has none, until it is woken
+	over          // it has come to its end
+)
+
 // doze ends the waits of both directions, and reports whether one was awake
 // to notice.
 func (s *splice) doze() (dozed bool) {
-	if !s.uploadAsleep.Load() && s.near.canSleep() {
+	if s.up.Load() == awake && s.near.canSleep() {
 		s.near.SetReadDeadline(time.Unix(1, 0))
 		dozed = true
 	}
-	if !s.downloadAsleep.Load() {
-		s.far.doze()
+	if s.down.Load() == awake && s.far.doze() {
 		dozed = true
 	}
 	return dozed
@@ -30,31 +36,31 @@ func (s *splice) sleepUpload() bool {
 		return false
 	}
 	s.near.register(s.wakeUpload)
-	s.uploadAsleep.Store(true)
-	if s.near.sleep() && !s.over() {
+	s.up.Store(asleep)
+	if s.near.sleep() && !s.failed() {
 		return true
 	}
 	// If fail came before the mark, it did not wake this direction.
-	return !s.uploadAsleep.CompareAndSwap(true, false)
+	return !s.up.CompareAndSwap(asleep, awake)
 }
 
 func (s *splice) wakeUpload() {
-	if s.uploadAsleep.CompareAndSwap(true, false) {
+	if s.up.CompareAndSwap(asleep, awake) {
 		go s.upload()
 	}
 }
 
 // sleepDownload is sleepUpload for the other direction.
 func (s *splice) sleepDownload() bool {
-	s.downloadAsleep.Store(true)
-	if s.far.sleep(s.wakeDownload) && !s.over() {
+	s.down.Store(asleep)
+	if s.far.sleep(s.wakeDownload) && !s.failed() {
 		return true
 	}
-	return !s.downloadAsleep.CompareAndSwap(true, false)
+	return !s.down.CompareAndSwap(asleep, awake)
 }
 
 func (s *splice) wakeDownload() {
-	if s.downloadAsleep.CompareAndSwap(true, false) {
+	if s.down.CompareAndSwap(asleep, awake) {
 		go s.download()
 	}
 }

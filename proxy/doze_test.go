@@ -16,7 +16,7 @@ func waitAsleep(t testing.TB, nodes ...*node) {
 		eventually(t, "everything sleeps", func() bool {
 			all := n.running()
 			for s := range all {
-				if s.left.Load() == 2 && !(s.uploadAsleep.Load() && s.downloadAsleep.Load()) {
+				if s.up.Load() == awake || s.down.Load() == awake {
 					return false
 				}
 			}

@@ -341,6 +341,40 @@ func TestDialStagger(t *testing.T) {
 	}
 }
 
+func TestLookupFailures(t *testing.T) {
+	for err, want := range map[error]Result{
+		&net.DNSError{Err: "no such host", IsNotFound: true}: ResultNameNotFound,
+		&net.DNSError{Err: "i/o timeout", IsTimeout: true}:   ResultTimedOut,
+		&net.DNSError{Err: "server misbehaving"}:             ResultUnreachable,
+	} {
+		d := dialer{resolve: func(context.Context, string) ([]netip.Addr, error) { return nil, err }}
+		if _, f := d.lookup(t.Context(), Destination{Name: "db.internal", Port: 1}); f == nil || f.result != want {
+			t.Errorf("%v gives %v, want %s", err, f, want)
+		}
+	}
+}
+
+func TestMark(t *testing.T) {
+	target := newTarget(t, "", echo)
+	d := newDialer(&Config{Mark: 0x5ea})
+	c, err := d.dial(t.Context(), "tcp", target)
+	if err != nil {
+		t.Fatal(err) // a mark that is not allowed is no error
+	}
+	defer c.Close()
+	raw, err := c.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw.Control(func(fd uintptr) {
+		mark, err := syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_MARK)
+		may := setMark(fd, 0x5ea) == nil
+		if err != nil || may != (mark == 0x5ea) {
+			t.Errorf("the mark is %#x, %v; may set one: %v", mark, err, may)
+		}
+	})
+}
+
 func TestAlternate(t *testing.T) {
 	in := []string{"::1", "::2", "::3", "1.1.1.1", "2.2.2.2"}
 	want := "::1 1.1.1.1 ::2 2.2.2.2 ::3"

@@ -49,8 +49,9 @@ type far interface {
 	onAbort(f func(error))
 	broken() bool
 	// doze makes a copyTo that waits return os.ErrDeadlineExceeded. Then sleep
-	// calls wake when there is something to copy, or returns false.
-	doze()
+	// calls wake when there is something to copy, or returns false. doze
+	// returns false if this side never sleeps.
+	doze() bool
 	sleep(wake func()) bool
 }
 
@@ -81,7 +82,7 @@ type splice struct {
 	reader nearReader
 	writer nearWriter
 
-	uploadAsleep, downloadAsleep atomic.Bool
+	up, down atomic.Int32 // each direction's awake, asleep or over
 
 	mu    sync.Mutex
 	final *outcome // set once
@@ -136,7 +137,7 @@ func (s *splice) fail(o outcome) {
 	}
 }
 
-func (s *splice) over() bool {
+func (s *splice) failed() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.final != nil
@@ -149,6 +150,7 @@ func (s *splice) upload() {
 		err := s.far.copyFrom(&s.reader)
 		if !errors.Is(s.reader.err, os.ErrDeadlineExceeded) {
 			s.uploaded(err)
+			s.up.Store(over)
 			s.stopped()
 			return
 		}
@@ -179,6 +181,7 @@ func (s *splice) download() {
 		err := s.far.copyTo(&s.writer)
 		if s.writer.err != nil || !errors.Is(err, os.ErrDeadlineExceeded) {
 			s.downloaded(err)
+			s.down.Store(over)
 			s.stopped()
 			return
 		}
@@ -276,7 +279,7 @@ func (s *splice) sweep(now time.Time, t Timeouts) (dozed bool) {
 		limit, what = t.HalfClose, "half-closed and idle"
 	}
 	switch {
-	case !s.uploadAsleep.Load() && s.near.broken():
+	case s.up.Load() != asleep && s.near.broken():
 		s.fail(outcome{ResultReset, "the " + s.nearName() + " is gone", mux.ResetApp})
 	case s.far.broken():
 		s.fail(outcome{ResultReset, "the target is gone", mux.ResetApp})
@@ -309,7 +312,7 @@ func (m muxSide) onAbort(f func(error)) { m.OnAbort(func() { f(m.Err()) }) }
 
 func (m muxSide) broken() bool { return false }
 
-func (m muxSide) doze() { m.SetReadDeadline(time.Unix(1, 0)) }
+func (m muxSide) doze() bool { return m.SetReadDeadline(time.Unix(1, 0)) == nil }
 
 func (m muxSide) sleep(wake func()) bool {
 	m.SetReadDeadline(time.Time{})
@@ -348,7 +351,7 @@ func (d directSide) copyTo(w io.Writer) error { return copyLazy(w, d) }
 
 func (d directSide) onAbort(func(error)) {}
 
-func (d directSide) doze() {}
+func (d directSide) doze() bool { return false }
 
 func (d directSide) sleep(func()) bool { return false }
 

@@ -213,6 +213,36 @@ func TestUpdateSamePortOtherAddress(t *testing.T) {
 	}
 }
 
+// Where room was made for one listener and another then fails, both old ones
+// come back.
+func TestUpdateRestoresDisplaced(t *testing.T) {
+	target := newTarget(t, "", echo)
+	p1, p2 := fixedPort(t), fixedPort(t)
+	n := newNodes(t,
+		Config{Listeners: []Listener{listenOn(t, KindForward, "127.0.0.1:"+p1), listenOn(t, KindForward, "127.0.0.1:"+p2)}},
+		Config{Services: serviceAt(t, target)})
+	other, err := net.Listen("tcp", "127.0.0.2:"+p2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	cfg := stateConfig(n.web)
+	cfg.Listeners = []Listener{listenOn(t, KindForward, "0.0.0.0:"+p1), listenOn(t, KindForward, "0.0.0.0:"+p2)}
+	if err := n.web.update(cfg); err == nil || !strings.Contains(err.Error(), "listener forward 0.0.0.0:"+p2) {
+		t.Fatalf("%v", err)
+	}
+	for _, p := range []string{p1, p2} {
+		roundTrip(t, dialTo(t, "tcp", "127.0.0.1:"+p), "as before")
+	}
+	if c, err := net.Dial("tcp", "127.0.0.3:"+p1); err == nil {
+		c.Close()
+		t.Error("the new listener is still there")
+	}
+	if got := n.web.Status(); len(got) != 2 || got[0].Bound[0] != "127.0.0.1:"+p1 {
+		t.Errorf("status %+v", got)
+	}
+}
+
 // fixedPort finds a port that is free on every address and that no client's
 // socket may take meanwhile: below those that the kernel hands out.
 func fixedPort(t *testing.T) string {
