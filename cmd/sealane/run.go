@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"sync"
 	"syscall"
 	"time"
@@ -34,6 +35,7 @@ func runRun(p *process, in input) int {
 		w = newWatcher(cfg.Files, time.Second) // a change from here on counts
 		defer w.stop()
 	}
+	p.boundMemory(cfg)
 	sink := newLogSink(p.stderr, cfg)
 	log := sink.logger()
 	if hardenError != nil {
@@ -62,7 +64,7 @@ func runRun(p *process, in input) int {
 	}
 	r := &runner{
 		node: n, signals: signals, sink: sink, manager: manager, watcher: w,
-		load: func() (*config.Config, error) { return config.Load(file, p.getenv) },
+		load: func() (*config.Config, error) { return config.Load(file, p.getenv) }, boundMemory: p.boundMemory,
 	}
 	if in.set("no-sandbox") {
 		log.Warn().Msg("sandbox off, as --no-sandbox says")
@@ -78,6 +80,18 @@ func runRun(p *process, in input) int {
 		log.WithLevel(level).Stringer("applied", r.sandbox).Msg("sandbox")
 	}
 	return r.run()
+}
+
+// memoryBase is what a sidecar may use beside unread bytes.
+const memoryBase = 64 << 20
+
+// boundMemory keeps what waits for the garbage collector from doubling what
+// limits.memory allows. Buffers of unread bytes have up to as much again to
+// grow into. GOMEMLIMIT goes first.
+func (p *process) boundMemory(cfg *config.Config) {
+	if p.getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(2*cfg.Limits.Memory + memoryBase)
+	}
 }
 
 // reportDescriptors says how many descriptors there are, one for each app
@@ -102,6 +116,8 @@ type runner struct {
 	sink    *logSink
 	manager *systemd.Manager // nil without systemd
 	sandbox *sandbox.Sandbox // nil without one
+
+	boundMemory func(*config.Config)
 }
 
 func (r *runner) run() int {
@@ -177,6 +193,7 @@ func (r *runner) reload(why string) {
 	}
 	if err == nil {
 		r.sink.configure(cfg)
+		r.boundMemory(cfg)
 	}
 	r.node.reloaded(why, err)
 	r.told(r.manager.Ready(r.node.summary()))
