@@ -162,7 +162,7 @@ func (r *rig) load(stop <-chan struct{}) *sync.WaitGroup {
 				}
 				x := lab.Transfer{Seed: random.Uint64(), Up: size(random), Down: size(random)}
 				if r.tally.Run(x, r.forward, transferLimit) != nil {
-					r.wait(10 * time.Millisecond) // near may be down, and refuse at once
+					r.wait(100 * time.Millisecond) // near may be down, and refuse at once
 				}
 			}
 		})

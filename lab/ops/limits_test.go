@@ -1,0 +1,159 @@
+package ops
+
+import (
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/sealane/sealane/lab"
+)
+
+// What a sidecar may have resident beside limits.memory: as much again, which
+// buffers have to grow into, and this for itself and for each stream's
+// goroutines, buffers and log line.
+const (
+	residentBase      = 128 << 10 // KiB
+	residentPerStream = 64        // KiB
+)
+
+// socketBuffer keeps the kernel from taking what is to reach the sidecars.
+const socketBuffer = 64 << 10
+
+// TestSlowReaders pushes much at many streams whose ends never read, in both
+// directions, beside a healthy one.
+func TestSlowReaders(t *testing.T) {
+	p := newPair(t)
+	memory, count, push := size(16, 64), size(100, 1000), int64(size(8<<20, 64<<20))
+	limits := "limits: {memory: " + size("16MiB", "64MiB") + "}\n"
+	hold := make(chan struct{})
+	defer close(hold)
+	var pushed, done, ended atomic.Int64
+	pusher := func(c net.Conn) {
+		c.(*net.TCPConn).SetWriteBuffer(socketBuffer)
+		piece := make([]byte, 64<<10)
+		for sent := int64(0); sent < push; {
+			n, err := c.Write(piece)
+			sent += int64(n)
+			pushed.Add(int64(n))
+			if err != nil {
+				ended.Add(1) // reset, as the budget demands
+				return
+			}
+		}
+		done.Add(1)
+	}
+	// The target of every other connection pushes too.
+	var turn atomic.Int64
+	p.echo = serve(t, func(c *net.TCPConn) {
+		c.SetReadBuffer(socketBuffer)
+		if turn.Add(1)%2 == 0 {
+			pusher(c)
+		}
+		<-hold
+		c.SetLinger(0)
+	})
+	p.start(limits, limits)
+	healthy := make(chan error, 1)
+	begun, amount := time.Now(), uint32(size(2<<20, 256<<20))
+	var conns []net.Conn
+	defer func() {
+		for _, c := range conns {
+			c.(*net.TCPConn).SetLinger(0)
+			c.Close()
+		}
+	}()
+	var opened sync.WaitGroup
+	go func() {
+		healthy <- p.tally.Run(lab.Transfer{Seed: 4, Up: amount, Down: amount}, p.transfers, 4*time.Minute)
+	}()
+	for range count {
+		c, err := net.Dial("tcp", p.echoes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.(*net.TCPConn).SetReadBuffer(socketBuffer)
+		conns = append(conns, c)
+		opened.Add(1)
+		go func() {
+			opened.Done()
+			pusher(c)
+		}()
+	}
+	opened.Wait()
+	if err := <-healthy; err != nil {
+		t.Errorf("the healthy stream: %v", err)
+	}
+	rate := float64(amount) * 2 / (1 << 20) / time.Since(begun).Seconds()
+	// All that will ever move has moved when nothing has for a while.
+	for before := int64(-1); before != pushed.Load(); time.Sleep(time.Second) {
+		before = pushed.Load()
+	}
+	limit := 2*memory<<10 + residentBase + residentPerStream*count
+	near, far := lab.PeakResident(t, p.near.Process), lab.PeakResident(t, p.far.Process)
+	t.Logf("%d streams that never read, %d MiB pushed at each: %d MiB taken before they blocked, %d pushers reset; peak resident near %d and far %d KiB, limit %d KiB (limits.memory %d MiB); healthy stream beside them: %.0f MiB/s",
+		count, push>>20, pushed.Load()>>20, ended.Load(), near, far, limit, memory, rate)
+	if near > limit || far > limit {
+		t.Error("too much memory")
+	}
+	if done.Load() == int64(count) {
+		t.Error("nobody was stopped, which proves nothing")
+	}
+}
+
+// TestDescriptors starves a sidecar of descriptors. What is new is refused,
+// what runs goes on, and it recovers.
+func TestDescriptors(t *testing.T) {
+	lab.Need(t, "prlimit")
+	for _, who := range []string{"near", "far"} {
+		t.Run(who, func(t *testing.T) {
+			p := newPair(t)
+			starved := p.near
+			if who == "far" {
+				starved = p.far
+			}
+			starved.under = []string{"prlimit", "--nofile=128"}
+			p.start("", "")
+			streams := keepBusy(t, p.echoes, 20, 4096)
+			var open []net.Conn
+			refused := 0
+			for range 200 {
+				c, err := net.Dial("tcp", p.echoes)
+				if err != nil {
+					refused++
+					continue
+				}
+				if goesAround(c) {
+					open = append(open, c)
+				} else {
+					refused++
+					c.Close()
+				}
+			}
+			for _, c := range open {
+				c.Close()
+			}
+			lab.Eventually(t, "it recovers", func() bool {
+				return p.tally.Run(lab.Transfer{Seed: 2, Up: 1 << 20, Down: 1 << 20}, p.transfers, transferLimit) == nil
+			})
+			broken, _ := finish(t, streams)
+			t.Logf("%s with 128 descriptors: of 200 connections %d opened and %d refused; %d of %d running ones broke; recovered",
+				who, len(open), refused, broken, len(streams))
+			if broken > 0 || refused == 0 || len(open) == 0 {
+				t.Error("not as it should be")
+			}
+		})
+	}
+}
+
+// goesAround tells whether a new connection reaches the echo.
+func goesAround(c net.Conn) bool {
+	c.SetDeadline(time.Now().Add(transferLimit))
+	if _, err := c.Write([]byte("x")); err != nil {
+		return false
+	}
+	_, err := io.ReadFull(c, make([]byte, 1))
+	return err == nil
+}
