@@ -2,7 +2,6 @@ package lab
 
 import (
 	"bytes"
-	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -10,6 +9,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -71,11 +71,10 @@ func (t *Tally) OK() bool {
 }
 
 // Run does one transfer from the client's side and counts its end. The error
-// is nil if it is complete.
+// is nil if it is complete. A transfer hangs if no byte moves for the limit,
+// however long all of it takes on a machine that is busy.
 func (t *Tally) Run(x Transfer, address string, limit time.Duration) error {
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
-	defer cancel()
-	err := x.client(ctx, address)
+	err := x.client(address, limit)
 	var netErr net.Error
 	switch {
 	case err == nil:
@@ -84,7 +83,7 @@ func (t *Tally) Run(x Transfer, address string, limit time.Duration) error {
 		t.truncated.Add(1)
 	case errors.Is(err, errWrong):
 		t.wrong.Add(1)
-	case ctx.Err() != nil || errors.As(err, &netErr) && netErr.Timeout():
+	case errors.As(err, &netErr) && netErr.Timeout():
 		t.hung.Add(1)
 	default:
 		t.Failed.Add(1)
@@ -99,15 +98,14 @@ var (
 
 // client does one transfer. Its errors besides errTruncated and errWrong are
 // those of the connection.
-func (x Transfer) client(ctx context.Context, address string) error {
-	c, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
+func (x Transfer) client(address string, limit time.Duration) error {
+	c, err := net.DialTimeout("tcp", address, limit)
 	if err != nil {
 		return err
 	}
-	conn := c.(*net.TCPConn)
+	conn := &impatient{TCPConn: c.(*net.TCPConn), limit: limit}
 	defer conn.Close()
-	end, _ := ctx.Deadline()
-	conn.SetDeadline(end)
+	conn.moved(0)
 	sent := make(chan error, 1)
 	var halfClosed atomic.Bool
 	go func() {
@@ -119,7 +117,7 @@ func (x Transfer) client(ctx context.Context, address string) error {
 		sent <- err
 	}()
 	err = x.receive(conn)
-	if errors.Is(err, errTruncated) && !halfClosed.Load() && wasReset(conn) {
+	if errors.Is(err, errTruncated) && !halfClosed.Load() && wasReset(conn.TCPConn) {
 		err = syscall.ECONNRESET
 	}
 	if err != nil {
@@ -130,6 +128,44 @@ func (x Transfer) client(ctx context.Context, address string) error {
 		err = sendErr
 	}
 	return err
+}
+
+// An impatient conn has a deadline that moves when bytes do, in either
+// direction.
+type impatient struct {
+	*net.TCPConn
+	limit time.Duration
+	bytes atomic.Int64
+}
+
+func (c *impatient) moved(n int) {
+	c.bytes.Add(int64(n))
+	c.SetDeadline(time.Now().Add(c.limit))
+}
+
+func (c *impatient) Read(b []byte) (int, error) {
+	n, err := c.TCPConn.Read(b)
+	return n, c.progress(n, err)
+}
+
+func (c *impatient) Write(b []byte) (int, error) {
+	n, err := c.TCPConn.Write(b)
+	return n, c.progress(n, err)
+}
+
+func (c *impatient) progress(n int, err error) error {
+	if n > 0 {
+		c.moved(n)
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return fmt.Errorf("after %d bytes: %w", c.bytes.Load(), err)
+	}
+	return err
+}
+
+// ReadFrom is io.Copy's way without the kernel's, which tells of no progress.
+func (c *impatient) ReadFrom(r io.Reader) (int64, error) {
+	return io.Copy(struct{ io.Writer }{c}, r)
 }
 
 // wasReset tells a reset from a FIN after an end of file, as long as this side

@@ -1,6 +1,7 @@
 package faults
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -161,7 +162,10 @@ func (r *rig) load(stop <-chan struct{}) *sync.WaitGroup {
 				default:
 				}
 				x := lab.Transfer{Seed: random.Uint64(), Up: size(random), Down: size(random)}
-				if r.tally.Run(x, r.forward, transferLimit) != nil {
+				if err := r.tally.Run(x, r.forward, transferLimit); err != nil {
+					if errors.Is(err, os.ErrDeadlineExceeded) {
+						r.t.Logf("%+v hangs at %v: %v", x, time.Now(), err)
+					}
 					r.wait(100 * time.Millisecond) // near may be down, and refuse at once
 				}
 			}
