@@ -496,7 +496,7 @@ func (l *link) watch() {
 	ticker := time.NewTicker(l.mux.timing.tick)
 	defer ticker.Stop()
 	pong := make(chan time.Duration, 1)
-	pinging, quiet, idle := false, 0, 0
+	pinging, quiet, silent, idle := false, 0, 0, 0
 	in, out := l.guard.bytesIn.Load(), l.acknowledged()
 	for tick := 0; ; tick++ {
 		if tick%pingTicks == 0 && !pinging {
@@ -528,6 +528,12 @@ func (l *link) watch() {
 			l.fail(errDead)
 			return
 		}
+		if !pinging || nowIn != in {
+			silent = 0
+		} else if silent++; silent >= silentTicks {
+			l.fail(errDead)
+			return
+		}
 		in, out = nowIn, nowOut
 		if idle++; l.load.Load() > 0 || !l.surplus.Load() {
 			idle = 0
@@ -543,6 +549,11 @@ const (
 	deadTicks  = 9
 	sweepTicks = 5
 	idleTicks  = 3
+
+	// A kernel goes on acknowledging small frames for a process that does not
+	// read any more, so that alone is a sign of life only for so long. It is
+	// long because a ping waits behind what a slow link has queued.
+	silentTicks = 30
 )
 
 func (l *link) measured(rtt time.Duration) {

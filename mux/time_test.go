@@ -168,6 +168,11 @@ func (c *mutedConn) Close() error {
 // TestDeadPeerIsNoticed: within seconds, with all timers at their defaults,
 // although what is sent is still taken.
 func TestDeadPeerIsNoticed(t *testing.T) {
+	t.Run("with nothing to say", func(t *testing.T) { testDeadPeer(t, false, 15*time.Second) })
+	t.Run("with ever more to say", func(t *testing.T) { testDeadPeer(t, true, 40*time.Second) })
+}
+
+func testDeadPeer(t *testing.T, talk bool, limit time.Duration) {
 	inBubble(t, func(t *testing.T) {
 		handler, streams := accepted()
 		var muted atomic.Bool
@@ -190,13 +195,22 @@ func TestDeadPeerIsNoticed(t *testing.T) {
 		time.Sleep(time.Minute)
 		muted.Store(true)
 		begun := time.Now()
-		if err := readError(t, s); !errors.Is(err, errDead) {
+		var talking sync.WaitGroup
+		defer talking.Wait()
+		if talk {
+			talking.Go(func() {
+				for err := error(nil); err == nil; time.Sleep(time.Second) {
+					_, err = s.Write([]byte("x"))
+				}
+			})
+		}
+		if _, err := io.Copy(io.Discard, s); !errors.Is(err, errDead) {
 			t.Fatal(err)
 		}
-		if took := time.Since(begun); took > 15*time.Second {
+		if took := time.Since(begun); took > limit {
 			t.Fatalf("took %v", took)
 		}
-		if err := readError(t, far); !errors.Is(err, ErrTruncated) {
+		if _, err := io.Copy(io.Discard, far); !errors.Is(err, ErrTruncated) {
 			t.Fatal(err)
 		}
 		muted.Store(false)
