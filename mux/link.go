@@ -367,6 +367,11 @@ func (s *Stream) writeFirst(frame []byte) error {
 // before may still be read, for a RESET's code; and a stream that only waits
 // for END may be complete. Any other is aborted.
 func (s *Stream) linkEnded() {
+	s.markLinkDead()
+	s.link.guard.rouse(s.flow) // a reader that sleeps sees no deadline
+}
+
+func (s *Stream) markLinkDead() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.finished || s.linkDead {

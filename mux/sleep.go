@@ -5,7 +5,7 @@ package mux
 // once and in its own goroutine, because something came to be read. It returns
 // false, and will not call wake, if something is there already.
 //
-// Only what the peer sends wakes: see OnAbort for the rest.
+// What the peer sends wakes, and the end of the link: see OnAbort for the rest.
 func (s *Stream) Sleep(wake func()) bool {
 	s.readMu.Lock()
 	defer s.readMu.Unlock()
@@ -13,7 +13,10 @@ func (s *Stream) Sleep(wake func()) bool {
 		return false
 	}
 	s.ys.Shrink()
-	return true
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	// A link that ended before it could wake anybody does not do it again.
+	return !s.linkDead || !s.link.guard.unsleep(s.flow)
 }
 
 // sleep makes wake the flow's, unless something came and was not read.
@@ -25,6 +28,25 @@ func (g *guard) sleep(f *flow, wake func()) bool {
 	}
 	f.wake = wake
 	return true
+}
+
+// unsleep takes wake back, and reports whether it was not called yet.
+func (g *guard) unsleep(f *flow) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	asleep := f.wake != nil
+	f.wake = nil
+	return asleep
+}
+
+// rouse calls the flow's wake, if there is a flow that sleeps.
+func (g *guard) rouse(f *flow) {
+	if f == nil {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	f.rouse()
 }
 
 // rouse calls the flow's wake, if it sleeps.
