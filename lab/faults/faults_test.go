@@ -280,3 +280,19 @@ func TestFaults(t *testing.T) {
 		return after.Complete.Load() > 0
 	})
 }
+
+// TestZeroWindow stops reading all links at once and injects nothing after it:
+// the sidecars have to notice by themselves, and so does every app.
+func TestZeroWindow(t *testing.T) {
+	r := newRig(t)
+	stop := make(chan struct{})
+	load := r.load(stop)
+	lab.Eventually(t, "transfers complete", func() bool { return r.tally.Complete.Load() > clients })
+	r.middle.Load().each((*line).stall)
+	close(stop)
+	load.Wait()
+	t.Log(&r.tally)
+	if !r.tally.OK() {
+		t.Error("a transfer ended in a way that must never happen")
+	}
+}

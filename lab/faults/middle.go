@@ -169,8 +169,9 @@ func (l *line) isStalled() bool {
 	return l.stalled
 }
 
-// stallLimit is longer than a sidecar waits for a sign of life.
-const stallLimit = time.Minute
+// stallLimit is much longer than a sidecar waits for a sign of life, and than
+// an app may wait to be told.
+const stallLimit = 3 * time.Minute
 
 // outlive waits until both sidecars must have given a stalled line up.
 func (l *line) outlive() {
