@@ -136,6 +136,7 @@ func (n *node) muxConfig(c *config.Config) mux.Config {
 		Links:   c.Limits.Links, StreamsPerPeer: c.Limits.StreamsPerPeer, Handshakes: c.Limits.Handshakes, Memory: c.Limits.Memory,
 		HandshakeTimeout: c.Timeouts.Handshake, DialTimeout: c.Timeouts.Dial,
 		Handler: func(in *mux.Inbound) { n.proxy.Handle(in) },
+		Dialer:  n.dialLink,
 		Log:     n.logger,
 		Hooks: mux.Hooks{
 			Handshake:  n.metrics.observeHandshake,
@@ -148,11 +149,21 @@ func (n *node) muxConfig(c *config.Config) mux.Config {
 	}
 }
 
+// dialLink connects to a peer, with the packet mark of the present config.
+func (n *node) dialLink(ctx context.Context, network, address string) (net.Conn, error) {
+	var d net.Dialer
+	if mark := n.config().Mark; mark != 0 {
+		d.Control = proxy.MarkControl(mark)
+	}
+	return d.DialContext(ctx, network, address)
+}
+
 func (n *node) proxyConfig(c *config.Config, own ...net.Listener) proxy.Config {
 	p := proxy.Config{
 		Listeners: c.Listeners, Routes: c.Routes, Services: c.Services, Egress: c.Egress,
 		Peers:    peerNames(c),
 		Timeouts: proxy.Timeouts{Dial: c.Timeouts.Dial, Idle: c.Timeouts.Idle, HalfClose: c.Timeouts.HalfClose},
+		Mark:     c.Mark,
 		Resolve:  n.options.resolve, Activated: n.options.sockets,
 		Log: n.logger,
 		Hooks: proxy.Hooks{

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -44,6 +45,7 @@ type Config struct {
 
 	Transform string
 	Padding   int
+	Mark      uint32 // of this node's own connections; 0 for none
 	Peers     []mux.Peer
 
 	Listeners []proxy.Listener
@@ -182,6 +184,7 @@ func (l *loader) root(n *node) {
 		field{"log", l.log, ""},
 		field{"transform", func(n *node) { assign(&l.Transform)(l.choice(n, "transform", "json", "packed", "gzip")) }, ""},
 		field{"padding", l.padding, ""},
+		field{"mark", l.mark, ""},
 		field{"peers", func(n *node) { l.list(n, "peers", l.peer) }, ""},
 		field{"listeners", func(n *node) { l.list(n, "listeners", l.listener) }, ""},
 		field{"routes", func(n *node) { l.list(n, "routes", l.route) }, ""},
@@ -285,6 +288,19 @@ func (l *loader) padding(n *node) {
 	if ok && s == "8192" {
 		l.Padding = 8192
 	}
+}
+
+func (l *loader) mark(n *node) {
+	s, ok := l.text(n, "mark")
+	if !ok {
+		return
+	}
+	v, err := strconv.ParseUint(s, 0, 32)
+	if err != nil || v == 0 {
+		l.fail(n.at, "mark: %q is no packet mark; write a number such as 0x1d00, the same as in sealane redirect --mark", s)
+		return
+	}
+	l.Mark = uint32(v)
 }
 
 func (l *loader) limits(n *node) {
