@@ -48,7 +48,7 @@ func runTests(m *testing.M) (code int, err error) {
 	}
 	bin = filepath.Join(c.Dir(), "bin", "sealane")
 	if _, up := c.Running(); !up || !*keep {
-		before := leftovers()
+		before := folders()
 		if err := c.Up(ctx); err != nil {
 			return 1, err
 		}
@@ -57,8 +57,14 @@ func runTests(m *testing.M) (code int, err error) {
 				if e := c.Down(); e != nil {
 					code, err = 1, e
 				}
-				if after := leftovers(); !slices.Equal(before, after) {
-					code, err = 1, fmt.Errorf("the machine is not as it was: before\n%s\nafter\n%s", strings.Join(before, "\n"), strings.Join(after, "\n"))
+				left := leftovers()
+				for _, folder := range folders() {
+					if !slices.Contains(before, folder) {
+						left = append(left, folder)
+					}
+				}
+				if len(left) > 0 {
+					code, err = 1, fmt.Errorf("the cluster left behind:\n%s", strings.Join(left, "\n"))
 				}
 			}()
 		}
@@ -73,24 +79,50 @@ func runTests(m *testing.M) (code int, err error) {
 	return m.Run(), nil
 }
 
+// folders are those that there are of the ones that a node of Kubernetes has.
+func folders() []string {
+	return slices.DeleteFunc([]string{
+		"/etc/cni", "/etc/kubernetes", "/opt/cni", "/opt/containerd", "/usr/libexec/kubernetes",
+		"/var/lib/cni", "/var/lib/containerd", "/var/lib/kubelet", "/var/log/pods", "/var/log/containers",
+	}, func(folder string) bool {
+		_, err := os.Stat(folder)
+		return err != nil
+	})
+}
+
 // leftovers is what a cluster could leave on the machine.
 func leftovers() []string {
-	var all []string
-	for _, args := range [][]string{{"ip", "-o", "link"}, {"nft", "list", "tables"}, {"ip", "netns"}} {
-		out, _ := exec.Command(args[0], args[1:]...).CombinedOutput() // an error's text is compared as well
-		all = append(all, string(out))
-	}
-	mounts, _ := os.ReadFile("/proc/self/mounts")
-	all = append(all, string(mounts))
-	for _, pattern := range []string{"/sys/fs/cgroup/*/*", "/sys/fs/cgroup/*", filepath.Join(os.TempDir(), "sealane-e2e*")} {
-		found, _ := filepath.Glob(pattern)
-		for _, f := range found {
-			if info, err := os.Stat(f); err == nil && info.IsDir() {
-				all = append(all, f)
+	var found []string
+	lines := func(what, text string, words ...string) {
+		for line := range strings.Lines(text) {
+			if slices.ContainsFunc(words, func(w string) bool { return strings.Contains(line, w) }) {
+				found = append(found, what+": "+strings.TrimSpace(line))
 			}
 		}
 	}
-	return all
+	for _, args := range [][]string{{"ip", "-o", "link"}, {"nft", "list", "tables"}} {
+		out, err := output(exec.Command(args[0], args[1:]...))
+		if err != nil {
+			found = append(found, err.Error())
+		}
+		lines(args[0], out, "cni0", "node0", "kube-proxy")
+	}
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		found = append(found, err.Error())
+	}
+	lines("mount", string(mounts), c.Dir())
+	for _, pattern := range []string{"/sys/fs/cgroup/sealane-e2e", "/sys/fs/cgroup/*/sealane-e2e", c.Dir()} {
+		paths, _ := filepath.Glob(pattern)
+		found = append(found, paths...)
+	}
+	commands, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, name := range commands {
+		if text, err := os.ReadFile(name); err == nil && strings.Contains(string(text), c.Dir()) { // else it has ended
+			found = append(found, fmt.Sprintf("%s: %q", name, text))
+		}
+	}
+	return found
 }
 
 // loadImages builds the images from the Dockerfile, and those of the apps, and

@@ -88,6 +88,8 @@ root = "DIR/containerd"
 state = "/run/containerd"
 [grpc]
   address = "SOCKET"
+[plugins."io.containerd.internal.v1.opt"]
+  path = "DIR/opt"
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "PAUSE"
   restrict_oom_score_adj = true
@@ -121,6 +123,7 @@ enforceNodeAllocatable: []
 failSwapOn: false
 clusterDNS: [NODE_IP]
 clusterDomain: DOMAIN
+volumePluginDir: DIR/volume-plugins
 resolvConf: DIR/resolv.conf
 evictionHard: {memory.available: 50Mi, nodefs.available: "1%", imagefs.available: "1%"}
 imageGCHighThresholdPercent: 100

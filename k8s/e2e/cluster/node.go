@@ -3,7 +3,9 @@
 package cluster
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -21,10 +23,8 @@ func Node() {
 		return
 	}
 	n := node{dir: os.Args[1]}
-	if err := n.run(); err != nil {
-		fmt.Fprintln(os.Stderr, "node:", err)
-		os.Exit(1)
-	}
+	fmt.Fprintln(os.Stderr, "node:", n.run())
+	os.Exit(1)
 }
 
 // node is process 1 of the cluster.
@@ -38,7 +38,7 @@ func (n *node) path(elem ...string) string {
 }
 
 // run prepares the namespaces, starts the programs and collects every process
-// that ends. It returns when a program of the cluster ends.
+// that ends. It returns an error when a program of the cluster ends.
 func (n *node) run() error {
 	if err := n.mounts(); err != nil {
 		return err
@@ -79,6 +79,7 @@ func (n *node) mounts() error {
 		{"", "/", "", syscall.MS_SHARED | syscall.MS_REC},  // but it does reach the containers
 		{"proc", "/proc", "proc", 0},
 		{"tmpfs", "/run", "tmpfs", 0},
+		{"tmpfs", "/var/lib", "tmpfs", 0},
 	}
 	bind := func(source, target string) {
 		list = append(list, mount{source, target, "", syscall.MS_BIND})
@@ -87,9 +88,6 @@ func (n *node) mounts() error {
 		"kubelet": "/var/lib/kubelet", "cni/state": "/var/lib/cni", "logs": "/var/log",
 	} {
 		if err := os.MkdirAll(n.path(source), 0o755); err != nil {
-			return err
-		}
-		if err := os.MkdirAll(target, 0o755); err != nil {
 			return err
 		}
 		bind(n.path(source), target)
@@ -101,6 +99,12 @@ func (n *node) mounts() error {
 		bind(n.path("sysctl", sysctl), "/proc/sys/"+sysctl)
 	}
 	for _, m := range list {
+		// What is missing is below a folder that was mounted just before.
+		if _, err := os.Stat(m.target); errors.Is(err, fs.ErrNotExist) {
+			if err := os.Mkdir(m.target, 0o755); err != nil {
+				return err
+			}
+		}
 		if err := syscall.Mount(m.source, m.target, m.kind, m.flags, ""); err != nil {
 			return fmt.Errorf("mount %s: %w", m.target, err)
 		}
