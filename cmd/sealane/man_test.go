@@ -66,6 +66,11 @@ then end. A second one cuts what is left.
 .TP
 .B HUP
 Read the config and all files that it names again. A bad config changes nothing.
+.TP
+.B USR1
+Make peers open nothing new here, and go on with all else.
+.B sealane leave
+sends it.
 .SH ENVIRONMENT
 .TP
 .B SEALANE_CONFIG

@@ -45,7 +45,7 @@ func runRun(p *process, in input) int {
 
 	// Before anything listens, so that no signal that follows can be lost.
 	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, leaveSignal)
 	defer signal.Stop(signals)
 
 	sockets, err := proxy.ActivatedSockets(p.getenv, os.Getpid())
@@ -133,11 +133,15 @@ func (r *runner) run() int {
 	for {
 		select {
 		case s := <-r.signals:
-			if s == syscall.SIGHUP {
+			switch s {
+			case syscall.SIGHUP:
 				r.reload(causeSignal)
-				continue
+			case leaveSignal:
+				r.node.logger.Info().Msg("leaving: peers open what is new elsewhere")
+				r.node.mux.Leave()
+			default:
+				return r.drain(s)
 			}
-			return r.drain(s)
 		case <-r.changes():
 			r.reload(causeFile)
 		}
@@ -215,7 +219,7 @@ func (r *runner) drain(s os.Signal) int {
 	for {
 		select {
 		case s := <-r.signals:
-			if s == syscall.SIGHUP {
+			if s == syscall.SIGHUP || s == leaveSignal {
 				continue
 			}
 			r.node.logger.Warn().Msg("second signal: cutting what is left")

@@ -39,7 +39,8 @@ func commands() []*command {
 			name: "run", run: runRun,
 			summary: "run the sidecar",
 			details: "TERM and INT drain it: nothing new is taken, connections finish until timeouts.drain, and a\n" +
-				"second signal cuts them. HUP reloads the config and keys. Logs go to stderr.",
+				"second signal cuts them. HUP reloads the config and keys. After USR1 peers open nothing new\n" +
+				"here, and all else goes on. Logs go to stderr.",
 			options: []option{
 				config,
 				{"watch", "", "reload when a file of the config changes, too"},
@@ -71,6 +72,12 @@ func commands() []*command {
 			details: "With -o, writes the key with mode 0600 to a new file and prints the public key, which the\n" +
 				"peers list. Without, prints the key as PEM on stdout and the public key on stderr.",
 			options: []option{{"o", "FILE", "write the key to this file, which must not exist"}},
+		},
+		{
+			name: "leave", run: runLeave,
+			summary: "make peers open nothing new at the sidecar of this container",
+			details: "Sends USR1 to the sidecar that runs here. It is for a hook that runs before the sidecar and\n" +
+				"its app are told to end, such as Kubernetes' preStop.",
 		},
 		{
 			name: "pubkey", arguments: "FILE", run: runPubkey,
