@@ -52,7 +52,9 @@ func indent(text string, n int) string {
 }
 
 const (
-	serverExtra = "readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 1}\n"
+	// serverExtra makes the app go on for a moment when its pod begins to end,
+	// as servers behind any load balancer do.
+	serverExtra = "readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 1}\nlifecycle: {preStop: {sleep: {seconds: 3}}}\n"
 
 	serverConfig = `identity: node.key
 listen: "[::]:7423"

@@ -164,6 +164,9 @@ func sidecarContainer(a annotations) map[string]any {
 		"ports":         []any{map[string]any{"name": "sealane", "containerPort": int64(linkPort), "protocol": "TCP"}},
 		"resources":     requests("10m", "32Mi"),
 		"restartPolicy": "Always",
+		// The kubelet calls this when the pod begins to end, before the app is
+		// told: peers go elsewhere while the app still serves.
+		"lifecycle": map[string]any{"preStop": map[string]any{"exec": map[string]any{"command": []any{binary, "leave"}}}},
 		"startupProbe": map[string]any{
 			"exec":             map[string]any{"command": []any{binary, "status", "--ready"}},
 			"periodSeconds":    int64(1),
