@@ -29,6 +29,7 @@ type lab struct {
 	t               *testing.T
 	app, router, db *netlab.Host
 	dir             string // may be entered by every user
+	mark            string // the app's sidecar sets it, and may; "" for none
 }
 
 func newLab(t *testing.T) *lab {
@@ -59,6 +60,7 @@ func newLab(t *testing.T) *lab {
 var configs = template.Must(template.New("app").Parse(`
 identity: app.key
 admin: 127.0.0.1:7424
+{{with .Mark}}mark: {{.}}{{end}}
 peers:
   - name: db
     keys: [{{.DBKey}}]
@@ -85,7 +87,7 @@ egress:
 // startSidecars starts both and waits until the link is up. The link runs over the family of dbAddress.
 func (l *lab) startSidecars(t *testing.T, dbAddress string) (app, db *netlab.Process) {
 	t.Helper()
-	values := map[string]string{"AppKey": l.keygen(t, "app"), "DBKey": l.keygen(t, "db"), "DBAddress": dbAddress}
+	values := map[string]string{"AppKey": l.keygen(t, "app"), "DBKey": l.keygen(t, "db"), "DBAddress": dbAddress, "Mark": l.mark}
 	for _, name := range []string{"app", "db"} {
 		var text strings.Builder
 		if err := configs.ExecuteTemplate(&text, name, values); err != nil {
@@ -108,12 +110,16 @@ func (l *lab) awaitLink(t *testing.T) {
 	})
 }
 
-// startSidecar starts a sidecar as it runs in a pod: no root, no capability.
+// startSidecar starts a sidecar as it runs in a pod: no root, no capability, but for one that is to set a mark.
 func (l *lab) startSidecar(name string) *netlab.Process {
 	l.t.Helper()
 	host := map[string]*netlab.Host{"app": l.app, "db": l.db}[name]
-	return host.Start("setpriv", "--reuid", sidecarUID, "--regid", sidecarUID, "--clear-groups", "--no-new-privs", "--bounding-set=-all",
-		filepath.Join(bin, "sealane"), "run", "-c", filepath.Join(l.dir, name+".yaml"))
+	capabilities := []string{"--bounding-set=-all"}
+	if name == "app" && l.mark != "" {
+		capabilities = []string{"--inh-caps=+net_admin", "--ambient-caps=+net_admin"}
+	}
+	args := append([]string{"setpriv", "--reuid", sidecarUID, "--regid", sidecarUID, "--clear-groups", "--no-new-privs"}, capabilities...)
+	return host.Start(append(args, filepath.Join(bin, "sealane"), "run", "-c", filepath.Join(l.dir, name+".yaml"))...)
 }
 
 func (l *lab) keygen(t *testing.T, name string) (public string) {

@@ -172,6 +172,20 @@ func checkSealed(t *testing.T, capture *netlab.Capture) {
 	}
 }
 
+// A sidecar whose user is not exempt gets out by its mark: its link and, through that, its app's connections.
+func TestMarkGoesPastTheRules(t *testing.T) {
+	l := newLab(t)
+	l.startHTTP()
+	l.mark = "0x1d00"
+	l.app.Run(redirect("up", "--except-uid", serverUID, "--mark", l.mark)...)
+	l.startSidecars(t, db4+":7423")
+	for _, addr := range []string{db4, db6} {
+		if out, err := l.app.Try(clients[0].args(addr)...); err != nil || !strings.Contains(out, marker("curl")) {
+			t.Errorf("%s: %v: %s", addr, err, out)
+		}
+	}
+}
+
 // When the sidecar is gone, so is the way out: nothing falls back to plaintext.
 func TestKilledSidecar(t *testing.T) {
 	l := newLab(t)
