@@ -93,6 +93,8 @@ type guard struct {
 	bodyIn   int  // bytes left of the DATA body that is coming in
 	skipBody bool // that body is for a stream that is over
 	readErr  error
+	readDone chan struct{} // closed when Read has returned its error
+	readOnce sync.Once
 
 	// Outbound. writeMu is taken before mu and held while the session writes.
 	writeMu  sync.Mutex
@@ -157,6 +159,7 @@ func newGuard(conn transport, client bool, b *budget, hooks guardHooks) *guard {
 		odd:      client,
 		budget:   b,
 		hooks:    hooks,
+		readDone: make(chan struct{}),
 		flows:    make(map[uint32]*flow),
 		gaps:     make(map[uint32]struct{}),
 		pings:    make(map[uint32]time.Time),
@@ -177,6 +180,7 @@ func (g *guard) Read(p []byte) (int, error) {
 		if g.readErr != nil {
 			// All that came before has reached its streams by now.
 			g.hooks.ended(g.readErr)
+			g.readOnce.Do(func() { close(g.readDone) })
 			return 0, g.readErr
 		}
 		if g.bodyIn == 0 {
@@ -549,8 +553,22 @@ func (g *guard) inboundGoAway(h yamuxHeader) error {
 }
 
 // Write takes what yamux writes: a header, or the body of the DATA header
-// before it.
+// before it. yamux shuts down when it returns an error, so the streams are
+// woken before that, once they have all that came.
 func (g *guard) Write(p []byte) (int, error) {
+	n, err := g.write(p)
+	if err != nil {
+		g.conn.Abort(err)
+		select {
+		case <-g.readDone:
+		case <-time.After(time.Second):
+			g.hooks.ended(err)
+		}
+	}
+	return n, err
+}
+
+func (g *guard) write(p []byte) (int, error) {
 	g.writeMu.Lock()
 	defer g.writeMu.Unlock()
 	if g.bodyOut > 0 {

@@ -3,11 +3,14 @@ package mux
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/iotest"
 	"testing/synctest"
 	"time"
 
@@ -18,6 +21,7 @@ import (
 type wire struct {
 	in      io.Reader
 	out     []string // one element for each write
+	broken  bool     // for writing
 	aborted error
 }
 
@@ -25,6 +29,9 @@ func (w *wire) Read(p []byte) (int, error) { return w.in.Read(p) }
 func (w *wire) Close() error               { return nil }
 func (w *wire) Abort(err error)            { w.aborted = err }
 func (w *wire) WriteBuffers(head, body []byte) (int, error) {
+	if w.broken {
+		return 0, errTest
+	}
 	w.out = append(w.out, string(head)+string(body))
 	return len(head) + len(body), nil
 }
@@ -456,4 +463,37 @@ func FuzzGuard(f *testing.F) {
 			t.Fatal("more out than in")
 		}
 	})
+}
+
+// TestGuardWakesFirst: yamux learns of an error, by which it shuts down, only
+// after the streams do.
+func TestGuardWakesFirst(t *testing.T) {
+	for name, use := range map[string]func(g *guard) error{
+		"Read": func(g *guard) error {
+			_, err := g.Read(make([]byte, 4096))
+			return err
+		},
+		"Write": func(g *guard) error {
+			go g.Read(make([]byte, 4096)) // which the abort ends
+			_, err := g.Write([]byte(syn(2)))
+			return err
+		},
+		"Write alone": func(g *guard) error {
+			_, err := g.Write([]byte(syn(2)))
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var ended atomic.Bool
+			g, w := testGuard()
+			g.hooks.ended = func(error) { ended.Store(true) }
+			w.in, w.broken = iotest.ErrReader(errTest), true
+			if err := use(g); !errors.Is(err, errTest) {
+				t.Fatal(err)
+			}
+			if !ended.Load() {
+				t.Fatal("the streams sleep on")
+			}
+		})
+	}
 }
