@@ -287,17 +287,19 @@ func (g *guard) inbound(h yamuxHeader) (pass bool, err error) {
 	}
 
 	g.mu.Lock()
-	var s *Stream // to be told, once mu is free, that nothing more comes
+	var s *Stream // to be told, once mu is free
+	afterEnd := false
 	f, err := g.inboundFlow(h)
 	if err == nil && f != nil {
 		pass, s, err = g.inboundStream(f, h)
+		afterEnd = f.ended && h.kind == yamuxData && h.length > 0
 	}
 	if h.kind == yamuxData && err == nil {
 		g.bodyIn, g.skipBody = int(h.length), !pass
 	}
 	g.mu.Unlock()
 	if s != nil {
-		s.wake(h.kind == yamuxData)
+		s.wake(afterEnd)
 	}
 	return pass, err
 }

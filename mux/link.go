@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/yamux"
-	"github.com/rs/zerolog"
 
 	"github.com/sealane/sealane/session"
 )
@@ -88,7 +87,7 @@ func newLink(p *peer, conn sealedConn, raw net.Conn, dialed bool, address string
 		KeepAliveInterval:      time.Hour, // off, but not allowed to be 0
 		ConnectionWriteTimeout: yamuxWriteTimeout,
 		MaxStreamWindowSize:    yamuxWindow,
-		Logger:                 yamuxLogger{&p.mux.log},
+		Logger:                 yamuxLogger{p.mux.quiet},
 	})
 	if err != nil {
 		conn.Abort(err)
@@ -579,10 +578,10 @@ func (l *link) acknowledged() uint64 {
 }
 
 // yamuxLogger takes what yamux logs beside returning it as an error.
-type yamuxLogger struct{ log *zerolog.Logger }
+type yamuxLogger struct{ log *limitedLog }
 
 func (y yamuxLogger) Printf(format string, v ...any) { y.Print(fmt.Sprintf(format, v...)) }
 func (y yamuxLogger) Println(v ...any)               { y.Print(v...) }
 func (y yamuxLogger) Print(v ...any) {
-	y.log.Debug().Str("yamux", fmt.Sprint(v...)).Msg("yamux")
+	y.log.debug("yamux").Str("yamux", fmt.Sprint(v...)).Msg("yamux")
 }

@@ -2,10 +2,10 @@ package mux
 
 // Sleep is for a stream that has been silent. It frees what reading needed and
 // returns true; from then on nobody may read the stream until wake is called,
-// once and in its own goroutine, because something came to be read. It returns
-// false, and will not call wake, if something is there already.
+// once and in its own goroutine, because something came to be read or the link
+// died. It returns false, and will not call wake, if that is so already.
 //
-// What the peer sends wakes, and the end of the link: see OnAbort for the rest.
+// What this node does to the stream does not wake: see OnAbort.
 func (s *Stream) Sleep(wake func()) bool {
 	s.readMu.Lock()
 	defer s.readMu.Unlock()

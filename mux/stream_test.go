@@ -653,3 +653,62 @@ func tcpPair(t testing.TB) (net.Conn, net.Conn) {
 	t.Cleanup(func() { a.Close(); b.Close() })
 	return a, b
 }
+
+// TestSleep: a stream that nobody reads wakes for whatever there is to read.
+func TestSleep(t *testing.T) {
+	for name, rouse := range map[string]func(*middle, *Stream){
+		"data":  func(_ *middle, s *Stream) { s.Write([]byte("x")) },
+		"END":   func(_ *middle, s *Stream) { s.CloseWrite() },
+		"RESET": func(_ *middle, s *Stream) { s.Reset(ResetApp) },
+		"death": func(m *middle, _ *Stream) { m.kill(0) },
+	} {
+		for _, ended := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, own END sent: %t", name, ended), func(t *testing.T) {
+				handler, streams := accepted()
+				na, _, m := pairThrough(t, handler)
+				a := open(t, na, "b")
+				b := <-streams
+				if ended {
+					b.CloseWrite()
+				}
+				woken := make(chan struct{})
+				if !b.Sleep(func() { close(woken) }) {
+					t.Fatal("did not sleep")
+				}
+				rouse(m, a)
+				select {
+				case <-woken:
+				case <-time.After(deadline):
+					t.Fatal("sleeps on")
+				}
+				n, err := b.Read(make([]byte, 1))
+				switch {
+				case name == "data" && (n != 1 || err != nil),
+					name == "END" && err != io.EOF,
+					name == "RESET" && !errors.As(err, new(*ResetError)),
+					name == "death" && !errors.Is(err, ErrTruncated):
+					t.Fatal(n, err)
+				}
+				if name == "death" && b.Sleep(func() {}) {
+					t.Fatal("sleeps on a dead link")
+				}
+			})
+		}
+	}
+}
+
+// TestFinWithData: the last frames and FIN may come in one header.
+func TestFinWithData(t *testing.T) {
+	p := dialRaw(t, nil)
+	s := p.open(t, toEcho)
+	b := p.accepted(t)
+	if err := b.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	body := "\x03\x00\x00\x02hi" + string(appendEnd(nil, 2))
+	p.conn.Write([]byte(header(yamuxData, flagFIN, s.StreamID(), len(body)) + body))
+	eventually(t, "it has arrived", func() bool { return b.link.guard.finished(b.flow) })
+	if got, err := io.ReadAll(b); err != nil || string(got) != "hi" {
+		t.Fatalf("%q, %v", got, err)
+	}
+}
