@@ -712,3 +712,33 @@ func TestFinWithData(t *testing.T) {
 		t.Fatalf("%q, %v", got, err)
 	}
 }
+
+// TestEndThatWaitsInVain: END waits for a window that the peer, having given
+// the stream up, will never grant.
+func TestEndThatWaitsInVain(t *testing.T) {
+	p := dialRaw(t, nil)
+	s := p.open(t, toEcho)
+	b := p.accepted(t)
+	// OPENED, and one frame that fills the rest of the window to the byte.
+	frames := (initialWindow - frameHeaderLen - 1) / (frameHeaderLen + maxChunk)
+	room := initialWindow - frameHeaderLen - 1 - (frames+1)*frameHeaderLen
+	if _, err := b.Write(make([]byte, room)); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- b.CloseWrite() }()
+	eventually(t, "END waits", func() bool {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return b.ending
+	})
+	s.Close()
+	select {
+	case err := <-ended:
+		if !errors.Is(err, ErrTruncated) {
+			t.Fatal(err)
+		}
+	case <-time.After(deadline):
+		t.Fatal("it waits on")
+	}
+}
