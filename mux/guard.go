@@ -738,7 +738,8 @@ func (g *guard) consumed(f *flow, n int) {
 	g.mu.Lock()
 	free := 0
 	if g.due(f) {
-		free = g.grow(f) - f.recvCredit - f.unread
+		// Windows shrink, with the budget: what was granted stays granted.
+		free = max(0, g.grow(f)-f.recvCredit-f.unread)
 		f.recvCredit += free
 	}
 	g.mu.Unlock()
@@ -763,7 +764,8 @@ func (g *guard) grow(f *flow) int {
 	now := time.Now()
 	rtt := time.Duration(g.rtt.Load())
 	if f.granted.IsZero() || now.Sub(f.granted) < 4*rtt+20*time.Millisecond {
-		f.window = min(2*f.window, windowFor(rtt))
+		// The round trip is the least seen so far: a later one may ask for less.
+		f.window = max(f.window, min(2*f.window, windowFor(rtt)))
 	}
 	f.granted = now
 	return g.budget.window(f.window)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -375,6 +376,35 @@ func TestGuardNeverStarves(t *testing.T) {
 		g.consumed(f, n)
 		if f.recvCredit+f.unread > initialWindow {
 			t.Fatalf("a window of %d under pressure", f.recvCredit+f.unread)
+		}
+	}
+}
+
+// TestGrantsAreKept: whatever becomes of the round trip and the budget, the
+// window that the guard holds a peer to is the one that the peer was granted.
+func TestGrantsAreKept(t *testing.T) {
+	g, w := testGuard()
+	play(g, w, steps(in(syn(1)), out(ack(1))))
+	f := g.attach(1, &Stream{})
+	random := rand.New(rand.NewPCG(1, 2))
+	credit, seen := initialWindow, len(w.out)
+	for i := range 2000 {
+		g.rtt.Store(int64(random.IntN(100)) * int64(time.Millisecond))
+		g.budget.limit.Store(random.Int64N(1 << 28))
+		n := random.IntN(min(credit, 1<<20) + 1)
+		if n > 0 {
+			if _, err := play(g, w, in(data(1, n))); err != nil {
+				t.Fatalf("step %d: %v", i, err)
+			}
+		}
+		credit -= n
+		g.consumed(f, random.IntN(f.unread+1))
+		for _, text := range w.out[seen:] {
+			credit += int(parseHeader([]byte(text)).length)
+		}
+		seen = len(w.out)
+		if f.recvCredit != credit {
+			t.Fatalf("step %d: the peer may send %d, the guard allows %d", i, credit, f.recvCredit)
 		}
 	}
 }
