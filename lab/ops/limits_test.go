@@ -57,7 +57,7 @@ func TestSlowReaders(t *testing.T) {
 	})
 	p.start(limits, limits)
 	healthy := make(chan error, 1)
-	begun, amount := time.Now(), uint32(size(2<<20, 256<<20))
+	begun, amount := time.Now(), uint32(size(2<<20, 64<<20))
 	var conns []net.Conn
 	defer func() {
 		for _, c := range conns {
