@@ -14,8 +14,8 @@ func waitAsleep(t testing.TB, nodes ...*node) {
 	t.Helper()
 	for _, n := range nodes {
 		eventually(t, "everything sleeps", func() bool {
-			all := n.running()
-			for s := range all {
+			all := n.running(nil)
+			for _, s := range all {
 				if s.up.Load() == awake || s.down.Load() == awake {
 					return false
 				}
@@ -105,7 +105,7 @@ func TestDoze(t *testing.T) {
 		eventually(t, "no connection and no word to wake one is left", func() bool {
 			n.poller.mu.Lock()
 			defer n.poller.mu.Unlock()
-			return len(n.running()) == 0 && len(n.poller.wake) == 0
+			return len(n.running(nil)) == 0 && len(n.poller.wake) == 0
 		})
 	}
 }
@@ -123,7 +123,7 @@ func TestDozeFreesGoroutines(t *testing.T) {
 	for range conns {
 		dialTo(t, "tcp", n.web.addr(0))
 	}
-	eventually(t, "all are open", func() bool { return len(n.db.running()) == conns })
+	eventually(t, "all are open", func() bool { return len(n.db.running(nil)) == conns })
 	waitAsleep(t, n.web, n.db)
 	// What is left: the target's goroutine for each, and the fake stream's.
 	eventually(t, "their goroutines are gone", func() bool { return runtime.NumGoroutine()-before < 2*conns+10 })

@@ -258,6 +258,6 @@ func TestOverMuxChurn(t *testing.T) {
 	}
 	wg.Wait()
 	for _, n := range []*sidecar{web, db} {
-		eventually(t, "no stream is left", func() bool { return len(n.running()) == 0 })
+		eventually(t, "no stream is left", func() bool { return len(n.running(nil)) == 0 })
 	}
 }

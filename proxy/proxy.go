@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -212,18 +211,21 @@ func (p *Proxy) adopt(ls []*listener) {
 
 // revoke resets what the state no longer allows.
 func (p *Proxy) revoke(st *state) {
-	for s := range p.running() {
+	for _, s := range p.running(nil) {
 		if why := s.revoked(st); why != "" {
 			s.fail(outcome{ResultCut, why, mux.ResetUnspecified})
 		}
 	}
 }
 
-// running is a copy of the splices, so that none is failed under the lock.
-func (p *Proxy) running() map[*splice]struct{} {
+// running appends the splices to all, so that none is failed under the lock.
+func (p *Proxy) running(all []*splice) []*splice {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return maps.Clone(p.splices)
+	for s := range p.splices {
+		all = append(all, s)
+	}
+	return all
 }
 
 // Drain closes the listeners and waits until every connection has finished,
@@ -277,7 +279,7 @@ func (p *Proxy) cut(why string) (n int) {
 	}
 	p.mu.Unlock()
 	p.cancel()
-	for s := range p.running() {
+	for _, s := range p.running(nil) {
 		s.fail(outcome{ResultCut, why, mux.ResetShuttingDown})
 	}
 	if idle != nil {
@@ -355,17 +357,20 @@ func (p *Proxy) register(s *splice) {
 // sweep looks after all splices with one goroutine and one timer.
 func (p *Proxy) sweep() {
 	pending, freed := 0, time.Now()
+	var all []*splice // kept, to make no garbage
 	for {
 		t := p.state.Load().cfg.Timeouts
 		if !p.pause(cmp.Or(p.tick, sweepInterval(t))) {
 			return
 		}
 		now, dozed := time.Now(), 0
-		for s := range p.running() {
+		all = p.running(all[:0])
+		for _, s := range all {
 			if s.sweep(now, t) {
 				dozed++
 			}
 		}
+		clear(all)
 		// The runtime would give the memory of so many back in its own time,
 		// which is minutes. That is not done while more go to sleep.
 		pending += dozed

@@ -184,7 +184,7 @@ func TestDeadLinkAfterHalfClose(t *testing.T) {
 	c := dialTo(t, "tcp", n.web.addr(0))
 	halfClose(t, c)
 	eventually(t, "the end at the exit", func() bool {
-		for s := range n.db.running() {
+		for _, s := range n.db.running(nil) {
 			return s.ended.Load() == 1
 		}
 		return false
