@@ -174,7 +174,7 @@ func programs(dir string) []program {
 		{name: "kube-controller-manager", after: apiUp, command: kube("kube-controller-manager",
 			"--kubeconfig="+dir+"/admin.kubeconfig", "--authentication-kubeconfig="+dir+"/admin.kubeconfig",
 			"--authorization-kubeconfig="+dir+"/admin.kubeconfig", "--cert-dir="+dir+"/pki-cm", "--leader-elect=false",
-			"--root-ca-file="+dir+"/pki/apiserver.crt", "--service-account-private-key-file="+dir+"/service-account.key")},
+			"--flex-volume-plugin-dir="+dir+"/volume-plugins", "--root-ca-file="+dir+"/pki/apiserver.crt", "--service-account-private-key-file="+dir+"/service-account.key")},
 		{name: "kube-scheduler", command: kube("kube-scheduler",
 			"--kubeconfig="+dir+"/admin.kubeconfig", "--authentication-kubeconfig="+dir+"/admin.kubeconfig",
 			"--authorization-kubeconfig="+dir+"/admin.kubeconfig", "--cert-dir="+dir+"/pki-sched", "--leader-elect=false")},
