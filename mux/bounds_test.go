@@ -23,13 +23,10 @@ func TestUnreadStreamStopsOnlyItself(t *testing.T) {
 		x := open(t, a, "b")
 		<-streams // and never read
 		go io.Copy(x, endless{})
+		eventually(t, "its window is full", func() bool { return x.link.guard.credit(x.flow) <= frameHeaderLen })
 	}
-	// Less the OPEN, which was read.
-	const full = 20 * (initialWindow - frameHeaderLen - len(`{"to":"echo","from":"127.0.0.1:1","via":"forward"}`))
-	eventually(t, "all windows are full", func() bool {
-		used, _ := b.Unread()
-		return used == int64(full)
-	})
+	// What is counted is memory, which comes in chunks.
+	const most = 20 * (initialWindow + 64<<10)
 	x := open(t, a, "b")
 	y := <-streams
 	want := randomBytes(1, 3<<20)
@@ -38,7 +35,7 @@ func TestUnreadStreamStopsOnlyItself(t *testing.T) {
 	if err != nil || !bytes.Equal(got, want) {
 		t.Fatal(len(got), err)
 	}
-	if used, _ := b.Unread(); used != int64(full) {
+	if used, _ := b.Unread(); used < 20*(initialWindow-64<<10) || used > most {
 		t.Fatalf("%d bytes unread", used)
 	}
 }

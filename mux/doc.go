@@ -13,8 +13,10 @@
 // yamux or an app has seen that byte; and whatever outsiders can make this
 // node hold (half-open handshakes, links, streams, unread bytes) is bounded.
 //
-// From the bottom up: guard checks and shapes yamux's bytes (guard.go), link
-// owns a session and its yamux connection (link.go), Stream speaks frames
-// (frame.go, stream.go), peer keeps links up (peer.go, dial.go), acceptor
-// takes links in (accept.go), Mux ties them together (mux.go).
+// From the bottom up: guard checks yamux's bytes and carries those of streams
+// (guard.go, inbound.go, window.go), link owns a session and its yamux
+// connection (link.go), Stream speaks frames (frame.go, parser.go) and passes
+// app bytes on: out in splice.go, in by receive.go and queue.go. peer keeps
+// links up (peer.go, dial.go), acceptor takes links in (accept.go), Mux ties
+// them together (mux.go).
 package mux

@@ -1,49 +1,26 @@
 package mux
 
 import (
-	"encoding/binary"
 	"errors"
-	"fmt"
 	"io"
 	"sync"
 	"sync/atomic"
 	"time"
-)
 
-// Constants of yamux's wire form.
-const (
-	yamuxHeaderLen = 12
-
-	yamuxData         = 0
-	yamuxWindowUpdate = 1
-	yamuxPing         = 2
-	yamuxGoAway       = 3
-
-	flagSYN = 1
-	flagACK = 2
-	flagFIN = 4
-	flagRST = 8
-
-	// initialWindow is what yamux lets a new stream send unasked.
-	initialWindow = 256 << 10
+	"github.com/sealane/sealane/session"
 )
 
 const (
-	// minWindow and maxWindow bound the window that the guard keeps a stream
-	// at. yamuxWindow is what yamux is told: it renews a window once half of it
-	// was read, so that twice maxWindow keeps its own account above the guard's.
-	minWindow   = 64 << 10
-	maxWindow   = 16 << 20
-	yamuxWindow = 2 * maxWindow
-
-	// maxCredit is the largest window that a peer may grant.
-	maxCredit = 1<<31 - 1
-
 	// maxUnacked is how many streams this node has waiting for the peer's
 	// ACK; a peer that has twice as many is no sealane. yamuxBacklog is above
 	// both, so that yamux itself never refuses a stream.
 	maxUnacked   = 256
 	yamuxBacklog = 1024
+
+	// yamuxWindow makes yamux send a window update when it accepts a stream,
+	// also if FIN came first: outbound makes the ACK of it. Windows are the
+	// guard's own business.
+	yamuxWindow = 2 * initialWindow
 
 	// maxFlows bounds the streams a link remembers, closing ones among them.
 	maxFlows = 1 << 17
@@ -61,22 +38,26 @@ const (
 
 // transport is what the guard needs of a session.Conn.
 type transport interface {
-	Read([]byte) (int, error)
-	WriteBuffers(head, body []byte) (int, error)
+	ReadRecords(bodies [][]byte) ([][]byte, error)
+	Queue(p []byte) error
+	TryQueue(p []byte) bool
+	QueueBuffer(b *session.Buffer, n int) error
+	Flush()
 	Close() error
 	Abort(error)
 }
 
-// A guard stands between a session and its yamux connection. Inbound, no byte
-// of a header that hashicorp/yamux behind a guard would not have written
-// reaches yamux; the link is aborted instead. Outbound, it makes that true of
-// this node: header and body leave in one write, and nothing but RST follows a
-// stream's FIN, whatever yamux's callers race to write.
+// A guard stands between a session and its yamux connection. yamux keeps the
+// streams' lives: it opens, accepts and closes them, and pings. The guard
+// carries what is in them: bodies of DATA go to their streams and grants are
+// its own business, and yamux sees neither, but headers that open, acknowledge,
+// end or reset a stream.
 //
-// The guard also does the flow control. yamux believes in windows of
-// yamuxWindow; on the wire a stream's window grows from yamux's initial one as
-// far as the link's round trip asks for and the memory budget allows. Grants
-// are due when a Stream has read (consumed), and leave from there.
+// Inbound, a record is checked whole, headers and frames, before anybody gets
+// a byte of it; the link is aborted if hashicorp/yamux behind a guard would not
+// have written it. Outbound, the guard makes that true of this node: header and
+// body leave together, and nothing but RST follows a stream's FIN, whatever
+// yamux's callers race to write.
 type guard struct {
 	conn   transport
 	odd    bool // streams that this node opens have odd ids
@@ -90,17 +71,21 @@ type guard struct {
 	// Inbound, used by yamux's one reader only.
 	held     [yamuxHeaderLen]byte // the start of a header whose rest has not come
 	heldLen  int
-	bodyIn   int  // bytes left of the DATA body that is coming in
-	skipBody bool // that body is for a stream that is over
+	bodyIn   int   // bytes left of the DATA body that is coming in
+	bodyFlow *flow // whom it is for; nil: for a stream that was forgotten
+	bodySkip bool  // nobody wants it
+	bodyEnds bool  // its header ended the stream, too
+	records  [maxBurst][]byte
+	events   []event
+	bodies   [][]byte // of events of one flow
 	readErr  error
 	readDone chan struct{} // closed when Read has returned its error
 	readOnce sync.Once
 
-	// Outbound. writeMu is taken before mu and held while the session writes.
-	writeMu  sync.Mutex
-	header   [yamuxHeaderLen]byte // the header being written; DATA's waits for its body
-	bodyOut  int                  // length of the body that yamux writes next
-	dropBody bool
+	// Outbound. writeMu is taken before mu and held while a header is queued,
+	// so that what the flows say is what the wire says.
+	writeMu sync.Mutex
+	header  [yamuxHeaderLen]byte // where headers are made
 
 	mu        sync.Mutex
 	flows     map[uint32]*flow
@@ -108,11 +93,13 @@ type guard struct {
 	gaps      map[uint32]struct{} // lower ones that it has not opened yet
 	lastOut   uint32              // highest id that this node opened
 	unackedIn int
-	inject    []byte // headers for yamux that the peer did not send
+	inject    []byte // headers for yamux
 	pings     map[uint32]time.Time
 	pongsDue  int
-	goneAway  bool // the peer sent go away
-	left      bool // this node sent go away
+	goneAway  bool      // the peer sent go away
+	left      bool      // this node sent go away
+	quick     time.Time // when requests or answers came last
+	company   bool      // that was a moment ago
 	synRate   bucket
 	rstRate   bucket
 	pingRate  bucket
@@ -124,11 +111,35 @@ type guard struct {
 // errPeerFault is not a violation: it says that the peer saw one, or its own fault.
 var errPeerFault = errors.New("the peer's yamux reported an error")
 
-// guardHooks are called without locks and must not block.
+// guardHooks must not block.
 type guardHooks struct {
-	goAway func()      // the peer sent go away
-	ended  func(error) // nothing more comes
+	goAway func()               // the peer sent go away
+	ended  func(error)          // nothing more comes
+	opened func(*flow) receiver // makes the receiver of a new flow; called with mu held
 }
+
+// A receiver takes what arrives for a flow. The link's one reader calls it, and
+// it must not block.
+type receiver interface {
+	// check appends what is in p to events, or finds that it may not be there.
+	check(p []byte, events []event) ([]event, error)
+	// takeData takes bodies of DATA, and returns how many bytes of the window
+	// that has freed.
+	takeData(bodies [][]byte) int
+	// take acts on any other event.
+	take(e event)
+}
+
+// An event is a frame, or a part of a DATA frame, that has arrived.
+type event struct {
+	flow  *flow
+	kind  byte   // a frame's type, or eventFin
+	body  []byte // of DATA: inside the record
+	spent int    // bytes of the window that went into what is not in body
+}
+
+// eventFin is the end of a yamux stream, by FIN or RST.
+const eventFin byte = 0xff
 
 // A flow is a stream as the wire shows it. The guard's mu protects it.
 type flow struct {
@@ -140,17 +151,34 @@ type flow struct {
 	localRST            time.Time // when this node gave up waiting for FIN; zero: not
 	closing             time.Time // when localFin was sent
 
-	sendCredit int // granted by the peer and not yet used
-	recvCredit int // granted to the peer and not yet used
-	unread     int // arrived and not yet read
-	window     int // what recvCredit and unread together are kept at
-	granted    time.Time
-	busy       bool // read from since the last sweep
+	sendCredit int       // granted by the peer and not yet used
+	more       sync.Cond // sendCredit has grown, or never will; its L is the guard's mu
+	writeBy    expiry    // of who waits for that
+	recvCredit int       // granted to the peer and not yet used
+	unread     int       // arrived and not yet read
+	window     int       // what recvCredit and unread together are kept at
+	read       int       // since grown
+	grown      time.Time // when that was last looked at
+	small      int       // frames in a row
+	granting   bool      // a goroutine is about to grant
 
-	ended  bool    // the stream has read END: what still comes needs a reader
-	dead   bool    // the stream was aborted: what still comes is dropped
-	stream *Stream // whom to tell about the end; nil until attached
-	wake   func()  // whom to tell that something came; nil unless it sleeps
+	deserted bool // remoteFin, once its stream knows
+
+	ended bool // END has come: no grants are due any more
+	dead  bool // the stream was aborted: what still comes is dropped
+	to    receiver
+}
+
+// newFlow adds a flow, with mu held.
+func (g *guard) newFlow(id uint32, outbound bool) *flow {
+	f := &flow{
+		id: id, outbound: outbound,
+		sendCredit: initialWindow, recvCredit: initialWindow, window: initialWindow,
+	}
+	f.more.L = &g.mu
+	f.to = g.hooks.opened(f)
+	g.flows[id] = f
+	return f
 }
 
 func newGuard(conn transport, client bool, b *budget, hooks guardHooks) *guard {
@@ -170,10 +198,9 @@ func newGuard(conn transport, client bool, b *budget, hooks guardHooks) *guard {
 	}
 }
 
-// Read gives yamux checked bytes only. It checks them where they lie: a header
-// whose end has not come is held back, and what is not for yamux is cut out.
+// Read takes in records and gives yamux the headers that it has to see.
 func (g *guard) Read(p []byte) (int, error) {
-	if len(p) < 2*yamuxHeaderLen {
+	if len(p) < yamuxHeaderLen {
 		return 0, io.ErrShortBuffer // yamux reads through a bufio.Reader of 4 KiB
 	}
 	for {
@@ -183,24 +210,16 @@ func (g *guard) Read(p []byte) (int, error) {
 			g.readOnce.Do(func() { close(g.readDone) })
 			return 0, g.readErr
 		}
-		if g.bodyIn == 0 {
-			if n := g.takeInjected(p); n > 0 {
-				return n, nil
+		if n := g.takeInjected(p); n > 0 {
+			return n, nil
+		}
+		records, err := g.conn.ReadRecords(g.records[:0])
+		if err == nil {
+			if err = g.accept(records); err != nil {
+				g.conn.Abort(err)
 			}
 		}
-		n := copy(p, g.held[:g.heldLen])
-		g.heldLen = 0
-		m, err := g.conn.Read(p[n:])
-		g.bytesIn.Add(uint64(m))
-		kept, bad := g.filter(p[:n+m])
-		if bad != nil {
-			g.conn.Abort(bad)
-			err = bad
-		}
 		g.readErr = err
-		if kept > 0 {
-			return kept, nil
-		}
 	}
 }
 
@@ -212,353 +231,90 @@ func (g *guard) takeInjected(p []byte) int {
 	return n
 }
 
-// filter checks the headers in p, moves what yamux may see to its front and
-// returns the length of that.
-func (g *guard) filter(p []byte) (int, error) {
-	w := 0
-	for r := 0; r < len(p); {
-		if g.bodyIn > 0 {
-			n := min(g.bodyIn, len(p)-r)
-			if !g.skipBody {
-				if w != r {
-					copy(p[w:], p[r:r+n])
-				}
-				w += n
-			}
-			r += n
-			g.bodyIn -= n
+// accept checks records, and hands out what is in them if all of it is right.
+func (g *guard) accept(records [][]byte) error {
+	g.events = g.events[:0]
+	for _, r := range records {
+		g.bytesIn.Add(uint64(len(r)))
+		if err := g.check(r); err != nil {
+			g.mu.Lock()
+			g.inject = nil
+			g.mu.Unlock()
+			return err
+		}
+	}
+	for rest := g.events; len(rest) > 0; {
+		if rest[0].kind == frameData {
+			rest = g.giveData(rest)
 			continue
 		}
-		if len(p)-r < yamuxHeaderLen {
-			g.heldLen = copy(g.held[:], p[r:])
+		rest[0].flow.to.take(rest[0])
+		g.freed(rest[0].flow, rest[0].spent)
+		rest = rest[1:]
+	}
+	clear(g.events)
+	return nil
+}
+
+// giveData hands out DATA of one flow together, and returns the events behind
+// it.
+func (g *guard) giveData(events []event) []event {
+	f := events[0].flow
+	g.bodies = g.bodies[:0]
+	freed := 0
+	for len(events) > 0 && len(g.bodies) < maxVector {
+		e := events[0]
+		if e.flow != f || e.kind != frameData {
 			break
 		}
-		pass, err := g.inbound(parseHeader(p[r:]))
-		if err != nil {
-			return 0, err
+		g.bodies = append(g.bodies, e.body)
+		freed += e.spent
+		events = events[1:]
+	}
+	g.freed(f, freed+f.to.takeData(g.bodies))
+	clear(g.bodies)
+	return events
+}
+
+// maxVector is how many pieces are written to an app in one call.
+const maxVector = 64
+
+// check goes through a record, header by header.
+func (g *guard) check(p []byte) (err error) {
+	for len(p) > 0 {
+		if g.bodyIn > 0 {
+			n := min(g.bodyIn, len(p))
+			if !g.bodySkip {
+				if g.events, err = g.bodyFlow.to.check(p[:n], g.events); err != nil {
+					return err
+				}
+			}
+			g.bodyIn -= n
+			p = p[n:]
+		} else {
+			n := copy(g.held[g.heldLen:], p)
+			g.heldLen += n
+			p = p[n:]
+			if g.heldLen < yamuxHeaderLen {
+				return nil
+			}
+			g.heldLen = 0
+			if err := g.inbound(parseHeader(g.held[:])); err != nil {
+				return err
+			}
 		}
-		if pass {
-			w += copy(p[w:], p[r:r+yamuxHeaderLen])
+		if g.bodyIn == 0 && g.bodyEnds {
+			g.bodyEnds = false
+			g.events = append(g.events, event{flow: g.bodyFlow, kind: eventFin})
 		}
-		r += yamuxHeaderLen
-	}
-	return w, nil
-}
-
-type yamuxHeader struct {
-	version, kind byte
-	flags         uint16
-	id, length    uint32
-}
-
-func parseHeader(b []byte) yamuxHeader {
-	return yamuxHeader{
-		version: b[0],
-		kind:    b[1],
-		flags:   binary.BigEndian.Uint16(b[2:]),
-		id:      binary.BigEndian.Uint32(b[4:]),
-		length:  binary.BigEndian.Uint32(b[8:]),
-	}
-}
-
-func appendHeader(b []byte, kind byte, flags uint16, id, length uint32) []byte {
-	b = append(b, 0, kind)
-	b = binary.BigEndian.AppendUint16(b, flags)
-	b = binary.BigEndian.AppendUint32(b, id)
-	return binary.BigEndian.AppendUint32(b, length)
-}
-
-// inbound checks one header and tells whether yamux is to see it.
-func (g *guard) inbound(h yamuxHeader) (pass bool, err error) {
-	if h.version != 0 {
-		return false, violation(RuleYamuxVersion, fmt.Sprintf("yamux version %d", h.version))
-	}
-	switch h.kind {
-	case yamuxPing:
-		return true, g.inboundPing(h)
-	case yamuxGoAway:
-		return true, g.inboundGoAway(h)
-	case yamuxData, yamuxWindowUpdate:
-	default:
-		return false, violation(RuleYamuxType, fmt.Sprintf("yamux type %d", h.kind))
-	}
-	if err := checkShape(h); err != nil {
-		return false, err
-	}
-
-	g.mu.Lock()
-	var s *Stream // to be told, once mu is free
-	afterEnd := false
-	f, err := g.inboundFlow(h)
-	if err == nil && f != nil {
-		pass, s, err = g.inboundStream(f, h)
-		afterEnd = f.ended && h.kind == yamuxData && h.length > 0
-	}
-	if h.kind == yamuxData && err == nil {
-		g.bodyIn, g.skipBody = int(h.length), !pass
-	}
-	g.mu.Unlock()
-	if s != nil {
-		s.wake(afterEnd)
-	}
-	return pass, err
-}
-
-// checkShape knows which flags go together. Any type of header may open,
-// acknowledge, end or reset its stream, and a header that only ends one may
-// still carry data or a grant (yamux specification, "Flag Field").
-func checkShape(h yamuxHeader) error {
-	if h.id == 0 {
-		return violation(RuleYamuxStream, "stream id 0")
-	}
-	const known = flagSYN | flagACK | flagFIN | flagRST
-	const both = flagFIN | flagRST
-	if h.flags&^known != 0 || h.flags&flagSYN != 0 && h.flags&(flagACK|flagRST) != 0 || h.flags&both == both {
-		return violation(RuleYamuxFlags, fmt.Sprintf("flags %#x", h.flags))
 	}
 	return nil
 }
 
-// inboundFlow finds the flow of a header. It returns nil, without an error, if
-// the header is to be ignored.
-func (g *guard) inboundFlow(h yamuxHeader) (*flow, error) {
-	if h.flags&flagRST != 0 && !g.rstRate.take() {
-		return nil, violation(RuleYamuxRate, "too many RST")
-	}
-	own := h.id%2 == 1 == g.odd
-	if h.flags&flagSYN != 0 {
-		return g.inboundSYN(h, own)
-	}
-	if f := g.flows[h.id]; f != nil {
-		return f, nil
-	}
-	if own && h.id > g.lastOut || !own && !g.wasOpened(h.id) {
-		return nil, violation(RuleYamuxStream, "a stream that was never opened")
-	}
-	switch {
-	case h.flags&flagRST != 0 || h.kind == yamuxWindowUpdate && h.flags == 0:
-		// The peer gave up on a FIN just as it was sent, or read on after its own.
-		return nil, nil
-	case h.flags&flagFIN != 0:
-		return nil, violation(RuleYamuxFin, "a FIN for a stream that is over")
-	}
-	return nil, violation(RuleYamuxStream, "a stream that is over")
-}
-
-func (g *guard) inboundSYN(h yamuxHeader, own bool) (*flow, error) {
-	switch {
-	case own:
-		return nil, violation(RuleYamuxParity, "SYN with an id of this node's parity")
-	case g.wasOpened(h.id):
-		return nil, violation(RuleYamuxReuse, "SYN with an id that is not new")
-	case !g.synRate.take():
-		return nil, violation(RuleYamuxRate, "too many SYN")
-	case g.unackedIn >= 2*maxUnacked:
-		return nil, violation(RuleYamuxBacklog, "too many streams without ACK")
-	case len(g.flows) >= maxFlows:
-		return nil, violation(RuleYamuxBacklog, "too many streams")
-	}
-	g.markOpened(h.id)
-	g.unackedIn++
-	f := &flow{id: h.id, sendCredit: initialWindow, recvCredit: initialWindow, window: initialWindow}
-	g.flows[h.id] = f
-	return f, nil
-}
-
-// wasOpened reports whether the peer has opened a stream with this id.
-func (g *guard) wasOpened(id uint32) bool {
-	_, gap := g.gaps[id]
-	return id <= g.lastIn && !gap
-}
-
-// markOpened notes a new id. A peer's ids may overtake each other on their way
-// to the wire, so those that it has skipped may still come, as far as maxGaps
-// remembers them.
-func (g *guard) markOpened(id uint32) {
-	if id <= g.lastIn {
-		delete(g.gaps, id)
-		return
-	}
-	first := id % 2 // the ids of one parity start at 1 or 2
-	if first == 0 {
-		first = 2
-	}
-	if g.lastIn > 0 {
-		first = g.lastIn + 2
-	}
-	g.lastIn = id
-	if id-first > 2*maxGaps {
-		clear(g.gaps)
-		first = id - 2*maxGaps
-	}
-	for skipped := first; skipped < id && len(g.gaps) < 2*maxGaps; skipped += 2 {
-		g.gaps[skipped] = struct{}{}
-	}
-}
-
-// inboundStream checks a header against its flow. The stream it returns is to
-// be told that the peer finished it, or sent it something after END.
-func (g *guard) inboundStream(f *flow, h yamuxHeader) (pass bool, tell *Stream, err error) {
-	ends := h.flags & (flagFIN | flagRST)
-	if f.remoteFin && ends&flagRST == 0 && (h.kind == yamuxData || ends != 0) {
-		return false, nil, violation(RuleYamuxFin, "data or FIN after FIN")
-	}
-	if err := g.checkACK(f, h); err != nil {
-		return false, nil, err
-	}
-	if h.kind == yamuxData {
-		pass, tell, err = g.inboundData(f, int64(h.length))
-	} else {
-		// yamux no longer knows a stream that this node has reset.
-		pass, err = f.localRST.IsZero(), f.credit(int64(h.length))
-	}
-	if err != nil || ends == 0 {
-		return pass, tell, err
-	}
-	f.remoteFin = true
-	f.rouse()
-	if !pass && f.localRST.IsZero() {
-		// The body goes nowhere, but yamux has to see the end.
-		g.inject = appendHeader(g.inject, yamuxWindowUpdate, ends, f.id, 0)
-	}
-	if ends&flagRST != 0 || f.localFin {
-		g.forget(f)
-	}
-	return pass, f.stream, nil
-}
-
-// inboundData takes the body of a DATA header out of the window, and tells
-// whether anybody still reads it.
-func (g *guard) inboundData(f *flow, length int64) (pass bool, tell *Stream, err error) {
-	if length > int64(f.recvCredit) {
-		return false, nil, violation(RuleYamuxWindow, "more data than the window")
-	}
-	f.recvCredit -= int(length)
-	if f.localFin || f.dead {
-		return false, nil, nil
-	}
-	f.unread += int(length)
-	g.budget.add(int(length))
-	f.rouse()
-	if f.ended && length > 0 {
-		tell = f.stream
-	}
-	return true, tell, nil
-}
-
-// credit takes a grant from the peer.
-func (f *flow) credit(length int64) error {
-	if int64(f.sendCredit)+length > maxCredit {
-		return violation(RuleYamuxWindow, "a window of more than 2 GiB")
-	}
-	f.sendCredit += int(length)
-	return nil
-}
-
-// checkACK holds an accepter to ACK (or RST) first and never again. A plain
-// yamux that sees FIN before it has accepted the stream forgets the ACK.
-func (g *guard) checkACK(f *flow, h yamuxHeader) error {
-	switch {
-	case h.flags&flagACK != 0 && (!f.outbound || f.acked):
-		return violation(RuleYamuxAck, "ACK where none is due")
-	case h.flags&flagACK != 0:
-		f.acked = true
-		g.opened()
-	case f.outbound && !f.acked && h.flags&flagRST == 0 && !f.localFin:
-		return violation(RuleYamuxAck, "a header before ACK")
-	}
-	return nil
-}
-
-// forget removes a flow for which nothing more may come.
-func (g *guard) forget(f *flow) {
-	if g.flows[f.id] != f {
-		return
-	}
-	delete(g.flows, f.id)
-	g.budget.release(f.unread)
-	f.unread = 0
-	if f.acked {
-		return
-	}
-	if f.outbound {
-		g.opened()
-	} else {
-		g.unackedIn--
-	}
-}
-
-// opened gives back the place among opens that a stream's opener took.
-func (g *guard) opened() {
-	select {
-	case <-g.opens:
-	default:
-	}
-}
-
-func (g *guard) inboundPing(h yamuxHeader) error {
-	if h.id != 0 {
-		return violation(RuleYamuxPing, "ping with a stream id")
-	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	switch h.flags {
-	case flagSYN:
-		g.pongsDue++
-		if !g.pingRate.take() || g.pongsDue > int(g.pingRate.burst) {
-			return violation(RuleYamuxRate, "too many pings")
-		}
-	case flagACK:
-		sent, ok := g.pings[h.length]
-		if !ok {
-			return violation(RuleYamuxPing, "an answer to no ping")
-		}
-		delete(g.pings, h.length)
-		g.forgetReset(sent)
-	default:
-		return violation(RuleYamuxFlags, fmt.Sprintf("ping with flags %#x", h.flags))
-	}
-	return nil
-}
-
-// forgetReset forgets flows that were reset before a ping that is now
-// answered: the peer has seen the RST, and has had time to send what it had
-// under way.
-func (g *guard) forgetReset(before time.Time) {
-	for _, f := range g.flows {
-		if !f.localRST.IsZero() && f.localRST.Before(before.Add(-lateAfterReset)) {
-			g.forget(f)
-		}
-	}
-}
-
-func (g *guard) inboundGoAway(h yamuxHeader) error {
-	const normal, internalError = 0, 2
-	if h.flags != 0 {
-		return violation(RuleYamuxFlags, fmt.Sprintf("go away with flags %#x", h.flags))
-	}
-	if h.id != 0 || h.length > internalError {
-		return violation(RuleYamuxGoAway, "go away with a stream id or an unknown reason")
-	}
-	g.mu.Lock()
-	again := g.goneAway
-	g.goneAway = true
-	g.mu.Unlock()
-	if again {
-		return violation(RuleYamuxGoAway, "a second go away")
-	}
-	if h.length != normal {
-		return errPeerFault // yamux would end the link the hard way
-	}
-	g.hooks.goAway()
-	return nil
-}
-
-// Write takes what yamux writes: a header, or the body of the DATA header
-// before it. yamux shuts down when it returns an error, so the streams are
-// woken before that, once they have all that came.
+// Write takes the headers that yamux writes. yamux shuts down when it returns
+// an error, so the streams are woken before that, once they have all that came.
 func (g *guard) Write(p []byte) (int, error) {
-	n, err := g.write(p)
+	err := g.write(p)
 	if err != nil {
 		g.conn.Abort(err)
 		select {
@@ -566,54 +322,81 @@ func (g *guard) Write(p []byte) (int, error) {
 		case <-time.After(time.Second):
 			g.hooks.ended(err)
 		}
+		return 0, err
 	}
-	return n, err
+	return len(p), nil
 }
 
-func (g *guard) write(p []byte) (int, error) {
-	g.writeMu.Lock()
-	defer g.writeMu.Unlock()
-	if g.bodyOut > 0 {
-		return g.writeBody(p)
-	}
-	if len(p) != yamuxHeaderLen {
-		return 0, errors.New("mux: yamux wrote something other than a header")
+func (g *guard) write(p []byte) error {
+	if len(p) != yamuxHeaderLen || p[1] == yamuxData {
+		return errors.New("mux: yamux wrote something other than a header")
 	}
 	h := parseHeader(p)
+	g.writeMu.Lock()
 	g.mu.Lock()
 	pass := g.outbound(&h)
 	g.mu.Unlock()
-	if h.kind == yamuxData && h.length > 0 {
-		g.bodyOut, g.dropBody = int(h.length), !pass
-		copy(g.header[:], p)
-		return len(p), nil
+	var err error
+	if pass {
+		err = g.queue(appendHeader(g.header[:0], h.kind, h.flags, h.id, h.length))
 	}
-	if !pass {
-		return len(p), nil
+	g.writeMu.Unlock()
+	if h.kind == yamuxPing || h.flags != flagSYN {
+		g.conn.Flush() // but OPEN follows SYN and takes it along
 	}
-	return len(p), g.send(appendHeader(g.header[:0], h.kind, h.flags, h.id, h.length), nil)
-}
-
-// writeBody sends the held header and its body as one.
-func (g *guard) writeBody(p []byte) (int, error) {
-	if len(p) != g.bodyOut {
-		return 0, errors.New("mux: yamux wrote a body of another length than its header's")
-	}
-	g.bodyOut = 0
-	if g.dropBody {
-		return len(p), nil
-	}
-	return len(p), g.send(g.header[:], p)
-}
-
-func (g *guard) send(head, body []byte) error {
-	n, err := g.conn.WriteBuffers(head, body)
-	g.bytesOut.Add(uint64(n))
 	return err
 }
 
+// queue puts p on its way, with writeMu held.
+func (g *guard) queue(p []byte) error {
+	g.bytesOut.Add(uint64(len(p)))
+	return g.conn.Queue(p)
+}
+
+// sendBuffer sends n bytes of a buffer, of which the first yamuxHeaderLen are
+// free for the header, as DATA of a flow that has credit for the rest. The
+// buffer is gone. Somebody has to call Flush.
+func (g *guard) sendBuffer(f *flow, b *session.Buffer, n int) error {
+	g.writeMu.Lock()
+	defer g.writeMu.Unlock()
+	if !g.spend(f, n-yamuxHeaderLen) {
+		b.Free()
+		return errFlowOver
+	}
+	appendHeader(b.Body()[:0], yamuxData, 0, f.id, uint32(n-yamuxHeaderLen))
+	g.bytesOut.Add(uint64(n))
+	return g.conn.QueueBuffer(b, n)
+}
+
+// sendSmall is sendBuffer for a few bytes, which it copies.
+func (g *guard) sendSmall(f *flow, p []byte) error {
+	g.writeMu.Lock()
+	defer g.writeMu.Unlock()
+	if !g.spend(f, len(p)) {
+		return errFlowOver
+	}
+	if err := g.queue(appendHeader(g.header[:0], yamuxData, 0, f.id, uint32(len(p)))); err != nil {
+		return err
+	}
+	return g.queue(p)
+}
+
+// spend takes n bytes off a flow's credit, unless nothing may be sent there
+// any more.
+func (g *guard) spend(f *flow, n int) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if f.localFin || g.flows[f.id] != f {
+		return false
+	}
+	f.sendCredit -= n
+	return true
+}
+
+var errFlowOver = errors.New("the stream is over")
+
 // outbound follows what this node sends, and tells whether it may be sent.
-// Grants of yamux's own are taken out: see consumed.
+// Grants of yamux's own are taken out.
 func (g *guard) outbound(h *yamuxHeader) bool {
 	switch h.kind {
 	case yamuxPing:
@@ -628,10 +411,7 @@ func (g *guard) outbound(h *yamuxHeader) bool {
 	}
 	if h.flags == flagSYN {
 		g.lastOut = h.id
-		g.flows[h.id] = &flow{
-			id: h.id, outbound: true,
-			sendCredit: initialWindow, recvCredit: initialWindow, window: initialWindow,
-		}
+		g.newFlow(h.id, true)
 		h.length = 0
 		return true
 	}
@@ -645,8 +425,6 @@ func (g *guard) outbound(h *yamuxHeader) bool {
 		h.flags = flagACK
 	}
 	switch {
-	case h.kind == yamuxData:
-		f.sendCredit -= int(h.length)
 	case h.flags == flagACK:
 		f.acked = true
 		g.unackedIn--
@@ -678,15 +456,14 @@ func (g *guard) closeConn() {
 	g.conn.Close()
 }
 
-// attach tells a flow whose stream it is. It returns nil if the flow is over.
-func (g *guard) attach(id uint32, s *Stream) *flow {
+// receiver returns what takes a flow's bytes, nil if the flow is over.
+func (g *guard) receiver(id uint32) receiver {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	f := g.flows[id]
-	if f != nil {
-		f.stream = s
+	if f := g.flows[id]; f != nil {
+		return f.to
 	}
-	return f
+	return nil
 }
 
 // finished tells whether the peer has finished the flow.
@@ -696,124 +473,35 @@ func (g *guard) finished(f *flow) bool {
 	return f.remoteFin
 }
 
-// waiting tells whether there is something to read, or will be at once.
-func (g *guard) waiting(f *flow) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return f.unread > 0
-}
-
-// canSend tells whether n bytes may be sent without waiting for a grant.
-func (g *guard) canSend(f *flow, n int) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return f.sendCredit >= n
-}
-
-// endSeen tells the guard that a stream has read END. The result tells
-// whether something has already come after it.
-func (g *guard) endSeen(f *flow) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	f.ended = true
-	return f.unread > 0
-}
-
-// consumed tells the guard that a stream has read n bytes, and grants the peer
-// a new window when half of it is free.
-func (g *guard) consumed(f *flow, n int) {
-	g.mu.Lock()
-	n = min(n, f.unread)
-	f.unread -= n
-	f.busy = true
-	g.budget.release(n)
-	due := g.due(f)
-	g.mu.Unlock()
-	if !due {
-		return
-	}
-	// Grant and FIN must not pass each other: writeMu covers both.
-	g.writeMu.Lock()
-	defer g.writeMu.Unlock()
-	g.mu.Lock()
-	free := 0
-	if g.due(f) {
-		// Windows shrink, with the budget: what was granted stays granted.
-		free = max(0, g.grow(f)-f.recvCredit-f.unread)
-		f.recvCredit += free
-	}
-	g.mu.Unlock()
-	if free > 0 {
-		var b [yamuxHeaderLen]byte
-		g.send(appendHeader(b[:0], yamuxWindowUpdate, 0, f.id, uint32(free)), nil) // yamux sees the error, too
-	}
-}
-
-// due tells whether what may be granted to a flow is worth a header.
-func (g *guard) due(f *flow) bool {
-	if f.localFin || f.remoteFin || f.ended || f.dead || g.flows[f.id] != f {
-		return false
-	}
-	window := g.budget.window(f.window)
-	return window-f.recvCredit-f.unread >= window/2
-}
-
-// grow returns a flow's window, twice as large as before if the peer used that
-// up within a few round trips.
-func (g *guard) grow(f *flow) int {
-	now := time.Now()
-	rtt := time.Duration(g.rtt.Load())
-	if f.granted.IsZero() || now.Sub(f.granted) < 4*rtt+20*time.Millisecond {
-		// The round trip is the least seen so far: a later one may ask for less.
-		f.window = max(f.window, min(2*f.window, windowFor(rtt)))
-	}
-	f.granted = now
-	return g.budget.window(f.window)
-}
-
-// windowFor sizes a stream's window by the link's round trip: a stream can
-// then fill 2.5 Gbit/s at any distance up to 50 ms.
-func windowFor(rtt time.Duration) int {
-	const lowest = 1 << 20
-	return int(max(lowest, min(maxWindow, int64(rtt)*maxWindow/int64(50*time.Millisecond))))
-}
-
 // goAway tells the peer to open no more streams, once. yamux itself is not
 // told, as it would answer late SYNs from its read loop, where writing can
 // dead-lock two nodes that drain.
 func (g *guard) goAway() error {
+	defer g.conn.Flush()
 	g.writeMu.Lock()
 	defer g.writeMu.Unlock()
 	if g.left {
 		return nil
 	}
 	g.left = true
-	return g.send(appendHeader(nil, yamuxGoAway, 0, 0, 0), nil)
+	return g.queue(appendHeader(nil, yamuxGoAway, 0, 0, 0))
 }
 
-// sweep runs every few seconds. It frees the buffers of idle streams, and
-// ends streams whose FIN the peer does not answer: yamux is told the FIN that
-// did not come, the peer gets RST.
+// sweep runs every few seconds. It ends streams whose FIN the peer does not
+// answer: yamux is told the FIN that did not come, the peer gets RST.
 func (g *guard) sweep(now time.Time) {
-	var idle []*Stream
 	var late []*flow
 	g.mu.Lock()
 	for _, f := range g.flows {
-		if f.stream != nil && f.unread == 0 && !f.busy && !f.localFin {
-			idle = append(idle, f.stream)
-		}
-		f.busy = false
 		if f.localFin && f.localRST.IsZero() && now.Sub(f.closing) > closeTimeout {
 			late = append(late, f)
 		}
 	}
 	g.mu.Unlock()
-	for _, s := range idle {
-		s.ys.Shrink()
-	}
 	if len(late) == 0 {
 		return
 	}
+	defer g.conn.Flush()
 	g.writeMu.Lock()
 	defer g.writeMu.Unlock()
 	var resets []byte
@@ -827,28 +515,31 @@ func (g *guard) sweep(now time.Time) {
 	}
 	g.mu.Unlock()
 	if len(resets) > 0 {
-		g.send(resets, nil)
+		g.queue(resets)
 	}
 }
 
-// largest returns the stream with the most unread bytes, of those that are
-// not aborted already.
-func (g *guard) largest() (s *Stream, unread int) {
+// largest returns the flow with the most unread bytes, of those that are not
+// aborted already.
+func (g *guard) largest() (to receiver, unread int) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, f := range g.flows {
-		if f.stream != nil && !f.dead && f.unread > unread {
-			s, unread = f.stream, f.unread
+		if !f.dead && f.unread > unread {
+			to, unread = f.to, f.unread
 		}
 	}
-	return s, unread
+	return to, unread
 }
 
-// abandon drops what still comes for an aborted stream.
+// abandon drops what still comes for an aborted stream, and wakes who waits
+// to send there.
 func (g *guard) abandon(f *flow) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	f.dead = true
+	f.unread = 0
+	f.more.Broadcast()
 }
 
 // end forgets all flows once the link is dead.
@@ -858,31 +549,4 @@ func (g *guard) end() {
 	for _, f := range g.flows {
 		g.forget(f)
 	}
-}
-
-// measured takes a round trip of the link.
-func (g *guard) measured(rtt time.Duration) {
-	if old := g.rtt.Load(); rtt > 0 && (old == 0 || int64(rtt) < old) {
-		g.rtt.Store(int64(rtt))
-	}
-}
-
-// A bucket is a token bucket. It starts full.
-type bucket struct {
-	rate, burst float64
-	used        float64
-	last        time.Time
-}
-
-func (b *bucket) take() bool {
-	now := time.Now()
-	if !b.last.IsZero() {
-		b.used = max(0, b.used-b.rate*now.Sub(b.last).Seconds())
-	}
-	b.last = now
-	if b.used+1 > b.burst {
-		return false
-	}
-	b.used++
-	return true
 }

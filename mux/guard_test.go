@@ -15,27 +15,70 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/sealane/sealane/session"
 	"github.com/sealane/sealane/session/container"
 )
 
 // A wire is a transport that a test feeds and looks at.
 type wire struct {
 	in      io.Reader
-	out     []string // one element for each write
-	broken  bool     // for writing
+	text    string // queued
+	broken  bool   // for writing
+	full    bool   // TryQueue fails
 	aborted error
+	record  [4096]byte
 }
 
-func (w *wire) Read(p []byte) (int, error) { return w.in.Read(p) }
-func (w *wire) Close() error               { return nil }
-func (w *wire) Abort(err error)            { w.aborted = err }
-func (w *wire) WriteBuffers(head, body []byte) (int, error) {
-	if w.broken {
-		return 0, errTest
-	}
-	w.out = append(w.out, string(head)+string(body))
-	return len(head) + len(body), nil
+func (w *wire) ReadRecords(bodies [][]byte) ([][]byte, error) {
+	n, err := w.in.Read(w.record[:])
+	return append(bodies, w.record[:n]), err
 }
+func (w *wire) Close() error    { return nil }
+func (w *wire) Abort(err error) { w.aborted = err }
+func (w *wire) Flush()          {}
+func (w *wire) Queue(p []byte) error {
+	if w.broken {
+		return errTest
+	}
+	w.text += string(p)
+	return nil
+}
+func (w *wire) TryQueue(p []byte) bool { return !w.full && w.Queue(p) == nil }
+func (w *wire) QueueBuffer(b *session.Buffer, n int) error {
+	return w.Queue(b.Body()[:n])
+}
+
+// out takes apart what was queued.
+func (w *wire) out() (headers []string) {
+	for text := w.text; text != ""; {
+		n := yamuxHeaderLen
+		if h := parseHeader([]byte(text)); h.kind == yamuxData {
+			n += int(h.length)
+		}
+		headers = append(headers, text[:n])
+		text = text[n:]
+	}
+	return headers
+}
+
+// A sponge receives anything, and reads nothing until it is told to.
+type sponge struct {
+	flow *flow
+	got  int
+}
+
+func (s *sponge) check(p []byte, events []event) ([]event, error) {
+	return append(events, event{flow: s.flow, kind: frameData, body: p}), nil
+}
+
+func (s *sponge) takeData(bodies [][]byte) int {
+	for _, b := range bodies {
+		s.got += len(b)
+	}
+	return 0
+}
+
+func (s *sponge) take(event) {}
 
 // script names headers in a short form: what a test's peer or yamux writes.
 func header(kind byte, flags uint16, id uint32, length int) string {
@@ -75,7 +118,11 @@ func steps(lists ...[]step) []step { return slices.Concat(lists...) }
 
 func testGuard() (*guard, *wire) {
 	w := &wire{in: strings.NewReader("")}
-	return newGuard(w, false, newBudget(1<<40), guardHooks{goAway: func() {}, ended: func(error) {}}), w
+	return newGuard(w, false, newBudget(1<<40), guardHooks{
+		goAway: func() {},
+		ended:  func(error) {},
+		opened: func(f *flow) receiver { return &sponge{flow: f} },
+	}), w
 }
 
 // play runs steps through a guard, whose node accepted the link: its streams
@@ -83,18 +130,8 @@ func testGuard() (*guard, *wire) {
 func play(g *guard, w *wire, list []step) (seen string, err error) {
 	for _, s := range list {
 		if s.out {
-			for text := s.text; len(text) > 0; {
-				h := parseHeader([]byte(text))
-				if _, err := g.Write([]byte(text[:yamuxHeaderLen])); err != nil {
-					return seen, err
-				}
-				text = text[yamuxHeaderLen:]
-				if h.kind == yamuxData {
-					if _, err := g.Write([]byte(text[:h.length])); err != nil {
-						return seen, err
-					}
-					text = text[h.length:]
-				}
+			if err := say(g, s.text); err != nil {
+				return seen, err
 			}
 			continue
 		}
@@ -107,6 +144,23 @@ func play(g *guard, w *wire, list []step) (seen string, err error) {
 		g.readErr = nil // the end of this step's input
 	}
 	return seen, nil
+}
+
+// say sends what yamux or a stream says.
+func say(g *guard, text string) error {
+	h := parseHeader([]byte(text))
+	if h.kind != yamuxData {
+		_, err := g.Write([]byte(text))
+		return err
+	}
+	f := g.flows[h.id]
+	if f == nil {
+		return nil // a stream keeps its flow, but then it knows
+	}
+	if err := g.sendSmall(f, []byte(text[yamuxHeaderLen:])); err != errFlowOver {
+		return err
+	}
+	return nil
 }
 
 func repeat(n int, f func(i int) string) string {
@@ -206,16 +260,44 @@ func TestGuardViolations(t *testing.T) {
 	}
 }
 
-// TestGuardHidesTheBadHeader: of a text that breaks a rule, yamux sees
-// nothing that came with the bad header or after it.
+// lives is what yamux sees of a text: no bodies and no grants.
+func lives(text string) (seen string) {
+	for text != "" {
+		h := parseHeader([]byte(text))
+		text = text[yamuxHeaderLen:]
+		switch {
+		case h.kind == yamuxData:
+			text = text[h.length:]
+			fallthrough
+		case h.kind == yamuxWindowUpdate:
+			if h.flags != 0 {
+				seen += header(yamuxWindowUpdate, h.flags, h.id, 0)
+			}
+		default:
+			seen += header(h.kind, h.flags, h.id, int(h.length))
+		}
+	}
+	return seen
+}
+
+// TestGuardHidesTheBadHeader: of a text that breaks a rule, neither yamux nor
+// the stream sees anything of the record with the bad header, nor after it.
 func TestGuardHidesTheBadHeader(t *testing.T) {
 	good := syn(1) + data(1, 100)
-	for chunk := 1; chunk < 300; chunk++ {
+	for size := 1; size < 300; size++ {
 		g, w := testGuard()
-		w.in = &chunks{text: good + data(3, 50) + good, size: chunk}
+		w.in = &chunks{text: good + data(3, 50) + good, size: size}
 		seen, err := io.ReadAll(bufio.NewReader(g))
-		if ruleOf(err) != RuleYamuxStream || !strings.HasPrefix(good, string(seen)) {
-			t.Fatalf("chunks of %d: %v, yamux saw %q", chunk, err, seen)
+		if ruleOf(err) != RuleYamuxStream || !strings.HasPrefix(lives(good), string(seen)) {
+			t.Fatalf("records of %d: %v, yamux saw %q", size, err, seen)
+		}
+		got := 0
+		if f := g.flows[1]; f != nil {
+			got = f.to.(*sponge).got
+		}
+		bad := (len(good) + yamuxHeaderLen - 1) / size * size // where the record with the last byte of the bad header begins
+		if want := max(0, min(100, bad-2*yamuxHeaderLen)); got != want {
+			t.Fatalf("records of %d: the stream got %d bytes, want %d", size, got, want)
 		}
 	}
 }
@@ -280,8 +362,8 @@ func TestGuardPasses(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if seen != c.seen {
-				t.Fatalf("yamux saw\n%q, want\n%q", seen, c.seen)
+			if want := lives(c.seen); seen != want {
+				t.Fatalf("yamux saw\n%q, want\n%q", seen, want)
 			}
 		})
 	}
@@ -291,8 +373,8 @@ func TestGuardWritesHeaderAndBodyAsOne(t *testing.T) {
 	g, w := testGuard()
 	play(g, w, steps(out(syn(2)), in(ack(2)), out(data(2, 10), data(2, 60000), fin(2))))
 	want := []string{syn(2), data(2, 10), data(2, 60000), fin(2)}
-	if !slices.Equal(w.out, want) {
-		t.Fatalf("%d writes", len(w.out))
+	if !slices.Equal(w.out(), want) {
+		t.Fatalf("%d writes", len(w.out()))
 	}
 }
 
@@ -317,8 +399,8 @@ func TestGuardKeepsItsOwnLaws(t *testing.T) {
 			if _, err := play(g, w, c.steps); err != nil {
 				t.Fatal(err)
 			}
-			if !slices.Equal(w.out, c.want) {
-				t.Fatalf("wrote %q, want %q", w.out, c.want)
+			if !slices.Equal(w.out(), c.want) {
+				t.Fatalf("wrote %q, want %q", w.out(), c.want)
 			}
 		})
 	}
@@ -327,33 +409,28 @@ func TestGuardKeepsItsOwnLaws(t *testing.T) {
 // TestGuardGrants follows one stream's window.
 func TestGuardGrants(t *testing.T) {
 	g, w := testGuard()
-	s := &Stream{}
 	play(g, w, steps(in(syn(1)), out(ack(1)), in(data(1, initialWindow))))
-	f := g.attach(1, s)
-	if used := g.budget.used.Load(); used != initialWindow {
-		t.Fatalf("%d bytes unread", used)
+	f := g.flows[1]
+	if f.unread != initialWindow {
+		t.Fatalf("%d bytes unread", f.unread)
 	}
-	w.out = nil
-	g.consumed(f, initialWindow/2-1)
-	if len(w.out) != 0 {
+	w.text = ""
+	g.read(f, initialWindow/2-1)
+	if len(w.out()) != 0 {
 		t.Fatal("granted before half the window was free")
 	}
-	g.consumed(f, 1)
+	g.read(f, 1)
 	// A stream that is read as fast as it comes gets a larger window: it now
-	// has half the first one unread, and the grant fills up twice that one.
-	want := more(1, 2*initialWindow-initialWindow/2)
-	if !slices.Equal(w.out, []string{want}) {
-		t.Fatalf("wrote %q, want %q", w.out, want)
+	// has half the first one unread, and the grant fills up four times that one.
+	want := more(1, 4*initialWindow-initialWindow/2)
+	if !slices.Equal(w.out(), []string{want}) {
+		t.Fatalf("wrote %q, want %q", w.out(), want)
 	}
-	if _, err := play(g, w, in(data(1, 2*initialWindow-initialWindow/2))); err != nil {
+	if _, err := play(g, w, in(data(1, 4*initialWindow-initialWindow/2))); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := play(g, w, in(data(1, 1))); ruleOf(err) != RuleYamuxWindow {
 		t.Fatalf("one byte more than was granted: %v", err)
-	}
-	g.end()
-	if used := g.budget.used.Load(); used != 0 {
-		t.Fatalf("%d bytes unread on no streams", used)
 	}
 }
 
@@ -362,9 +439,8 @@ func TestGuardGrants(t *testing.T) {
 func TestGuardNeverStarves(t *testing.T) {
 	g, w := testGuard()
 	g.budget.limit.Store(1)
-	s := &Stream{}
 	play(g, w, steps(in(syn(1)), out(ack(1))))
-	f := g.attach(1, s)
+	f := g.flows[1]
 	for range 100 {
 		n := min(f.recvCredit, minWindow/2)
 		if n == 0 {
@@ -373,7 +449,7 @@ func TestGuardNeverStarves(t *testing.T) {
 		if _, err := play(g, w, in(data(1, n))); err != nil {
 			t.Fatal(err)
 		}
-		g.consumed(f, n)
+		g.read(f, n)
 		if f.recvCredit+f.unread > initialWindow {
 			t.Fatalf("a window of %d under pressure", f.recvCredit+f.unread)
 		}
@@ -385,9 +461,9 @@ func TestGuardNeverStarves(t *testing.T) {
 func TestGrantsAreKept(t *testing.T) {
 	g, w := testGuard()
 	play(g, w, steps(in(syn(1)), out(ack(1))))
-	f := g.attach(1, &Stream{})
+	f := g.flows[1]
 	random := rand.New(rand.NewPCG(1, 2))
-	credit, seen := initialWindow, len(w.out)
+	credit, seen := initialWindow, len(w.out())
 	for i := range 2000 {
 		g.rtt.Store(int64(random.IntN(100)) * int64(time.Millisecond))
 		g.budget.limit.Store(random.Int64N(1 << 28))
@@ -398,11 +474,11 @@ func TestGrantsAreKept(t *testing.T) {
 			}
 		}
 		credit -= n
-		g.consumed(f, random.IntN(f.unread+1))
-		for _, text := range w.out[seen:] {
+		g.read(f, random.IntN(f.unread+1))
+		for _, text := range w.out()[seen:] {
 			credit += int(parseHeader([]byte(text)).length)
 		}
-		seen = len(w.out)
+		seen = len(w.out())
 		if f.recvCredit != credit {
 			t.Fatalf("step %d: the peer may send %d, the guard allows %d", i, credit, f.recvCredit)
 		}
@@ -411,14 +487,14 @@ func TestGrantsAreKept(t *testing.T) {
 
 func TestWindowFollowsTheRoundTrip(t *testing.T) {
 	for _, c := range []struct {
-		rtt  time.Duration
-		want int
+		rtt         time.Duration
+		bulk, mixed int
 	}{
-		{0, 1 << 20}, {100 * time.Microsecond, 1 << 20}, {2 * time.Millisecond, 1 << 20},
-		{25 * time.Millisecond, 8 << 20}, {50 * time.Millisecond, 16 << 20}, {time.Second, 16 << 20},
+		{0, 4 << 20, 96 << 10}, {100 * time.Microsecond, 4 << 20, 96 << 10}, {2 * time.Millisecond, 4 << 20, 16 << 20 / 25},
+		{25 * time.Millisecond, 32 << 20, 8 << 20}, {50 * time.Millisecond, 64 << 20, 16 << 20}, {time.Second, 64 << 20, 64 << 20},
 	} {
-		if got := windowFor(c.rtt); got != c.want {
-			t.Errorf("%v: %d, want %d", c.rtt, got, c.want)
+		if bulk, mixed := windowFor(c.rtt, false), windowFor(c.rtt, true); bulk != c.bulk || mixed != c.mixed {
+			t.Errorf("%v: %d and %d, want %d and %d", c.rtt, bulk, mixed, c.bulk, c.mixed)
 		}
 	}
 }
@@ -431,12 +507,12 @@ func testGuardGivesUpOnAFIN(t *testing.T) {
 	g, w := testGuard()
 	play(g, w, steps(in(syn(1)), out(ack(1), fin(1))))
 	g.sweep(time.Now())
-	if len(w.out) != 2 {
-		t.Fatalf("gave up at once: %q", w.out)
+	if len(w.out()) != 2 {
+		t.Fatalf("gave up at once: %q", w.out())
 	}
 	g.sweep(time.Now().Add(closeTimeout + time.Second))
-	if w.out[len(w.out)-1] != rst(1) {
-		t.Fatalf("wrote %q", w.out)
+	if w.out()[len(w.out())-1] != rst(1) {
+		t.Fatalf("wrote %q", w.out())
 	}
 	// yamux is told that the stream is over; the peer's late DATA is not for it.
 	time.Sleep(lateAfterReset + time.Second)

@@ -15,13 +15,9 @@ import (
 	"github.com/sealane/sealane/session"
 )
 
-var (
-	errDead  = errors.New("no sign of life from the peer")
-	errStuck = errors.New("writing to the link timed out")
-)
+var errDead = errors.New("no sign of life from the peer")
 
-// yamuxWriteTimeout only bounds what the watchdog should have ended long ago.
-// A stream that ran into it is in no known state, so it is fatal to the link.
+// yamuxWriteTimeout only bounds what the watchdog has ended long before.
 const yamuxWriteTimeout = 5 * time.Minute
 
 // A sealedConn is a *session.Conn, or a test's stand-in for one.
@@ -45,6 +41,7 @@ type link struct {
 	conn     sealedConn
 	raw      net.Conn // what conn runs over
 	guard    *guard
+	buffers  bufferPool
 	ys       *yamux.Session
 	dialed   bool
 	address  string
@@ -75,7 +72,12 @@ func newLink(p *peer, conn sealedConn, raw net.Conn, dialed bool, address string
 		done:     make(chan struct{}),
 		streams:  make(map[*Stream]struct{}),
 	}
-	l.guard = newGuard(conn, dialed, p.mux.budget, guardHooks{goAway: l.retire, ended: l.ended})
+	l.guard = newGuard(conn, dialed, p.mux.budget, guardHooks{
+		goAway: l.retire,
+		ended:  l.ended,
+		opened: func(f *flow) receiver { return newStream(l, f) },
+	})
+	l.buffers.init(linkBuffers)
 	l.guard.measured(conn.RTT())
 	l.lastRTT.Store(int64(conn.RTT()))
 	start := yamux.Server
@@ -203,6 +205,9 @@ func (l *link) add(s *Stream) {
 	if dead {
 		s.linkEnded()
 	}
+	if s.Err() != nil {
+		l.remove(s) // it was over before it could be counted
+	}
 }
 
 func (l *link) remove(s *Stream) {
@@ -265,16 +270,17 @@ func (l *link) openOne(frame []byte) (*Stream, error) {
 		l.peer.releaseStream()
 		return nil, fmt.Errorf("%w: %w", errGoAway, err)
 	}
-	s := newStream(l, ys, true)
-	if s.flow = l.guard.attach(ys.StreamID(), s); s.flow == nil {
+	s, ok := l.guard.receiver(ys.StreamID()).(*Stream)
+	if !ok {
 		// The link died in between.
 		l.peer.releaseStream()
 		ys.Close()
 		return nil, errGoAway
 	}
+	s.attach(ys)
 	l.add(s)
-	if err := s.writeFirst(frame); err != nil {
-		return nil, err
+	if err := s.writeFirst(frame); err != nil && !s.answered() {
+		return nil, fmt.Errorf("%w: %w", errUnanswered, err)
 	}
 	return s, nil
 }
@@ -304,7 +310,6 @@ func (l *link) open(ctx context.Context, o Open, frame []byte) (*Stream, error) 
 		return nil, err
 	}
 	s.open = o
-	s.setReady()
 	return s, nil
 }
 
@@ -355,33 +360,12 @@ func (s *Stream) writeFirst(frame []byte) error {
 	if err := s.writeState(); err != nil {
 		return err
 	}
-	if err := s.writeRaw(frame); err != nil {
+	if err := s.writeFrame(frame); err != nil {
 		return err
 	}
+	s.link.guard.conn.Flush()
 	s.begun = true
 	return nil
-}
-
-// linkEnded wakes whoever waits for a stream whose link has ended. What came
-// before may still be read, for a RESET's code; and a stream that only waits
-// for END may be complete. Any other is aborted.
-func (s *Stream) linkEnded() {
-	s.markLinkDead()
-	s.link.guard.rouse(s.flow) // a reader that sleeps sees no deadline
-}
-
-func (s *Stream) markLinkDead() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.finished || s.linkDead {
-		return
-	}
-	s.linkDead = true
-	s.ys.SetDeadline(past)
-	if s.ready && !s.endSent && !s.rest {
-		s.rest = true
-		go s.readRest()
-	}
 }
 
 // accept takes in the peer's streams. It waits for nothing but the link: a
@@ -392,16 +376,17 @@ func (l *link) accept() {
 		if err != nil {
 			return
 		}
-		s := newStream(l, ys, false)
-		if s.flow = l.guard.attach(ys.StreamID(), s); s.flow == nil {
+		s, ok := l.guard.receiver(ys.StreamID()).(*Stream)
+		if !ok {
 			ys.Close() // reset already
 			continue
 		}
+		s.attach(ys)
 		l.mu.Lock()
 		leaving := l.leaving
 		l.mu.Unlock()
 		if leaving {
-			ys.Close()
+			s.abort(errGoAway, false)
 			continue
 		}
 		if err := l.peer.acquireStream(); err != nil {
@@ -437,7 +422,6 @@ func (l *link) serve(s *Stream) {
 		return
 	}
 	s.OnAbort(cancel)
-	s.setReady()
 	in := &Inbound{stream: s, ctx: ctx}
 	l.mux.handler(in)
 	if !in.answered.Load() {

@@ -210,9 +210,9 @@ func TestCompleteStreamSurvivesItsLink(t *testing.T) {
 	x.Write(want)
 	x.CloseWrite()
 	eventually(t, "all has arrived", func() bool {
-		y.link.guard.mu.Lock()
-		defer y.link.guard.mu.Unlock()
-		return y.flow.unread == len(want)+2*frameHeaderLen+frameHeaderLen+endBody
+		y.mu.Lock()
+		defer y.mu.Unlock()
+		return y.endIn
 	})
 	m.kill(0)
 	eventually(t, "the link is dead", func() bool { return y.link.cause() != nil })

@@ -517,8 +517,8 @@ func (m *Mux) reclaim() {
 
 func (m *Mux) largest() (largest *Stream, most int) {
 	for _, l := range m.allLinks() {
-		if s, unread := l.guard.largest(); unread > most {
-			largest, most = s, unread
+		if to, unread := l.guard.largest(); unread > most {
+			largest, most = to.(*Stream), unread
 		}
 	}
 	return largest, most

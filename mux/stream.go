@@ -4,13 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/yamux"
+
+	"github.com/sealane/sealane/session"
 )
 
 // A Stream carries one app connection. It is a net.Conn with half-close and
@@ -25,22 +26,11 @@ import (
 //
 // A write deadline that passes in the middle of a write aborts the stream.
 type Stream struct {
-	ys     *yamux.Stream
 	flow   *flow
 	link   *link
 	opener bool
-	open   Open // where it leads; set once OPEN was sent or read
-
-	// Reading. readMu protects what follows. A read that a deadline cuts short
-	// goes on where it was.
-	readMu    sync.Mutex
-	in        frameOrder
-	header    [frameHeaderLen]byte
-	headerLen int
-	control   byte // END or RESET while its body is read, else 0
-	body      [endBody]byte
-	bodyLen   int
-	left      int // bytes left of the current DATA frame
+	open   Open   // where it leads; set once OPEN was sent or read
+	parser parser // the link's reader's own
 
 	// Writing. writeMu protects sent, begun and torn.
 	writeMu sync.Mutex
@@ -49,20 +39,43 @@ type Stream struct {
 	torn    bool   // a frame was sent in part: nothing may follow
 
 	mu       sync.Mutex
-	ending   bool // END is being sent, or was
+	ys       *yamux.Stream // nil until attached
+	ending   bool          // END is being sent, or was
 	endSent  bool
-	endRead  bool
+	endIn    bool  // END has arrived
+	endRead  bool  // all before it was read
 	cause    error // why the stream was aborted
 	finished bool  // both directions ended, or it was aborted
-	ready    bool  // the peer's first frame was read: readRest may read
-	rest     bool  // readRest runs
-	linkDead bool  // what is there may be read, nothing more comes
+	linkDead bool  // nothing more comes
 	onAbort  []func()
 	cancel   context.CancelFunc // of the Inbound's context
+
+	// What has arrived, under mu. some is told of each change.
+	some   sync.Cond
+	first  []byte // the body of OPEN or OPENED, until it is read
+	queue  queue
+	readBy expiry
+	parked parking // of a WriteTo that waits
+	wake   func()  // whom to tell that something came; nil unless it sleeps
 }
 
-func newStream(l *link, ys *yamux.Stream, opener bool) *Stream {
-	return &Stream{ys: ys, link: l, opener: opener, in: frameOrder{accepter: opener}}
+func newStream(l *link, f *flow) *Stream {
+	s := &Stream{flow: f, link: l, opener: f.outbound}
+	s.parser.order.accepter = s.opener
+	s.queue.budget = l.mux.budget
+	s.some.L = &s.mu
+	return s
+}
+
+// attach tells the stream which of yamux's it is, before anybody else uses it.
+func (s *Stream) attach(ys *yamux.Stream) {
+	s.mu.Lock()
+	s.ys = ys
+	aborted := s.cause != nil
+	s.mu.Unlock()
+	if aborted {
+		ys.Close()
+	}
 }
 
 // Peer returns the name of the peer at the other end.
@@ -90,222 +103,76 @@ func (s *Stream) OnAbort(f func()) {
 	}
 }
 
-// Read reads app bytes.
-func (s *Stream) Read(p []byte) (int, error) {
-	s.readMu.Lock()
-	defer s.readMu.Unlock()
-	if len(p) == 0 {
-		return 0, nil
-	}
-	if err := s.nextData(); err != nil {
-		return 0, err
-	}
-	return s.readBody(p)
-}
-
-// nextData reads frames until there are app bytes to read.
-func (s *Stream) nextData() error {
-	for {
-		if err := s.readState(); err != nil || s.left > 0 {
-			return err
-		}
-		if err := s.nextFrame(); err != nil {
-			return err
-		}
-	}
-}
-
-func (s *Stream) readState() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	switch {
-	case s.cause != nil:
-		return s.cause
-	case s.endRead:
-		return io.EOF
-	}
-	return nil
-}
-
-// nextFrame reads a frame, of DATA only the header.
-func (s *Stream) nextFrame() error {
-	if s.control == 0 {
-		kind, length, err := s.readHeader()
-		if err != nil {
-			return err
-		}
-		if kind == frameData {
-			s.left = length
-			return nil
-		}
-		s.control, s.bodyLen = kind, 0
-	}
-	length := endBody
-	if s.control == frameReset {
-		length = resetBody
-	}
-	for s.bodyLen < length {
-		n, err := s.readRaw(s.body[s.bodyLen:length])
-		s.bodyLen += n
-		if err != nil {
-			return err
-		}
-	}
-	kind := s.control
-	s.control = 0
-	if kind == frameEnd {
-		return s.gotEnd()
-	}
-	s.abort(&ResetError{Code: parseReset(s.body[0]), Remote: true}, false)
-	return s.Err()
-}
-
-// readHeader reads a frame's header and checks that it may come here.
-func (s *Stream) readHeader() (kind byte, length int, err error) {
-	for s.headerLen < frameHeaderLen {
-		n, err := s.readRaw(s.header[s.headerLen:])
-		s.headerLen += n
-		if err != nil {
-			return 0, 0, err
-		}
-	}
-	s.headerLen = 0
-	kind, length, err = parseFrameHeader(s.header)
-	if err == nil {
-		err = s.in.next(kind, length)
-	}
-	if err != nil {
-		return 0, 0, s.violated(err)
-	}
-	return kind, length, nil
-}
-
-// readBody reads a part of the current DATA frame.
-func (s *Stream) readBody(p []byte) (int, error) {
-	n, err := s.readRaw(p[:min(len(p), s.left)])
-	s.left -= n
-	return n, err
-}
-
-func (s *Stream) gotEnd() error {
-	if err := s.in.end(s.body[:]); err != nil {
-		return s.violated(err)
-	}
-	s.mu.Lock()
-	s.endRead = true
-	done := s.finishLocked()
-	s.mu.Unlock()
-	if done {
-		s.finish()
-	} else if s.link.guard.endSeen(s.flow) {
-		s.wake(true)
-	}
-	return nil
-}
-
-// readFirst reads the peer's first frame, whole. An error is final.
-func (s *Stream) readFirst() ([]byte, error) {
-	s.readMu.Lock()
-	defer s.readMu.Unlock()
-	_, length, err := s.readHeader()
-	if err != nil {
-		return nil, err
-	}
-	body := make([]byte, length)
-	for n := 0; n < length; {
-		m, err := s.readRaw(body[n:])
-		if n += m; err != nil {
-			return nil, err
-		}
-	}
-	return body, nil
-}
-
-// setReady lets readRest read, now that the peer's first frame was.
-func (s *Stream) setReady() {
-	s.mu.Lock()
-	s.ready = true
-	dead := s.linkDead
-	s.mu.Unlock()
-	if dead || s.link.guard.finished(s.flow) {
-		s.wake(false)
-	}
-}
-
-// readRaw reads from yamux. It returns either bytes or an error.
-func (s *Stream) readRaw(p []byte) (int, error) {
-	n, err := s.ys.Read(p)
-	if n > 0 {
-		s.link.guard.consumed(s.flow, n)
-		return n, nil
-	}
-	return 0, s.readError(err)
-}
-
-// readError turns yamux's error into the stream's. yamux calls every end EOF.
-func (s *Stream) readError(err error) error {
-	if cause := s.Err(); cause != nil {
-		return cause
-	}
-	s.mu.Lock()
-	timeout := errors.Is(err, yamux.ErrTimeout) && !s.linkDead
-	s.mu.Unlock()
-	if timeout {
-		return os.ErrDeadlineExceeded
-	}
-	s.abort(s.truncated(), false)
-	if cause := s.Err(); cause != nil {
-		return cause
-	}
-	return io.EOF // both directions have ended
-}
-
-// truncated says that the stream broke off, and why if its link knows.
-func (s *Stream) truncated() error {
-	if err := s.link.cause(); err != nil {
-		return fmt.Errorf("%w: %w", ErrTruncated, err)
-	}
-	return ErrTruncated
-}
-
-// violated ends the link.
-func (s *Stream) violated(err error) error {
-	s.link.fail(err)
-	s.abort(fmt.Errorf("%w: %w", ErrTruncated, err), false)
-	return s.Err()
-}
-
 // Write writes app bytes, in DATA frames.
-func (s *Stream) Write(p []byte) (int, error) {
+func (s *Stream) Write(p []byte) (total int, err error) {
 	s.writeMu.Lock()
 	defer s.writeMu.Unlock()
 	if len(p) == 0 {
 		return 0, s.writeState()
 	}
-	buf := getBuffer()
-	defer putBuffer(buf)
-	total := 0
-	for total < len(p) {
-		n := copy(buf[frameHeaderLen:], p[total:])
-		if err := s.writeData(buf[:frameHeaderLen+n]); err != nil {
+	for len(p) > 0 {
+		room, err := s.awaitRoom()
+		if err != nil {
 			return total, err
 		}
+		b := session.NewBuffer()
+		n := copy(dataRoom(b, room), p)
+		if err := s.sendData(b, n); err != nil {
+			return total, err
+		}
+		s.link.guard.conn.Flush()
+		p = p[n:]
 		total += n
 	}
 	return total, nil
 }
 
-// writeData sends a DATA frame, whose header it fills in.
-func (s *Stream) writeData(frame []byte) error {
+// awaitRoom waits until the peer takes a DATA frame, and returns how large its
+// body may be.
+func (s *Stream) awaitRoom() (int, error) {
 	if err := s.writeState(); err != nil {
+		return 0, err
+	}
+	credit, err := s.awaitCredit(frameHeaderLen + 1)
+	return min(credit-frameHeaderLen, maxChunk), err
+}
+
+// awaitCredit waits until n bytes may be sent. Unless that takes too long, an
+// error is the end of the stream.
+func (s *Stream) awaitCredit(n int) (int, error) {
+	credit, err := s.link.guard.awaitCredit(s.flow, n)
+	if err == errFlowOver {
+		err = s.writeError()
+	}
+	return credit, err
+}
+
+// dataRoom is where the bytes of a DATA frame go in a buffer: behind room for
+// the headers of yamux and frame.
+func dataRoom(b *session.Buffer, n int) []byte {
+	const start = yamuxHeaderLen + frameHeaderLen
+	return b.Body()[start : start+n]
+}
+
+// sendData sends the first n bytes of a buffer's dataRoom, with writeMu held.
+// Somebody has to call Flush. The buffer is gone.
+func (s *Stream) sendData(b *session.Buffer, n int) error {
+	err := s.writeState()
+	if err == nil {
+		_, err = s.awaitCredit(frameHeaderLen + n)
+	}
+	if err != nil {
+		b.Free()
 		return err
 	}
+	frame := b.Body()[yamuxHeaderLen:]
 	frame[0] = frameData
-	putLength(frame, len(frame)-frameHeaderLen)
-	if err := s.writeRaw(frame); err != nil {
-		return err
+	putLength(frame, n)
+	if err := s.link.guard.sendBuffer(s.flow, b, yamuxHeaderLen+frameHeaderLen+n); err != nil {
+		s.torn = true
+		return s.writeError()
 	}
-	s.sent += uint64(len(frame) - frameHeaderLen)
+	s.sent += uint64(n)
 	return nil
 }
 
@@ -321,42 +188,37 @@ func (s *Stream) writeState() error {
 	return nil
 }
 
-// writeRaw writes one frame.
-func (s *Stream) writeRaw(frame []byte) error {
+// writeFrame sends a small frame, in pieces if the peer's grants are tiny.
+// Somebody has to call Flush.
+func (s *Stream) writeFrame(frame []byte) error {
 	if s.torn {
-		return s.writeError(nil)
+		return s.writeError()
 	}
-	n, err := s.ys.Write(frame)
-	if err == nil {
-		return nil
+	g := s.link.guard
+	for sent := 0; sent < len(frame); {
+		credit, err := g.awaitCredit(s.flow, 1)
+		if err == os.ErrDeadlineExceeded && sent == 0 {
+			return err
+		}
+		if err == nil {
+			n := min(credit, len(frame)-sent)
+			err = g.sendSmall(s.flow, frame[sent:sent+n])
+			sent += n
+		}
+		if err != nil {
+			s.torn = true
+			if err == os.ErrDeadlineExceeded {
+				s.abort(fmt.Errorf("%w: %w", ErrTruncated, err), true)
+			}
+			return s.writeError()
+		}
 	}
-	if n == 0 && errors.Is(err, yamux.ErrTimeout) && !s.deserted() {
-		return os.ErrDeadlineExceeded
-	}
-	// yamux does not say how much of what it was sending when a link died
-	// has left.
-	s.torn = true
-	return s.writeError(err)
+	return nil
 }
 
-// deserted tells that nobody will ever grant what a write waits for.
-func (s *Stream) deserted() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.cause != nil || s.linkDead || s.ending && s.link.guard.finished(s.flow)
-}
-
-func (s *Stream) writeError(err error) error {
-	switch {
-	case errors.Is(err, yamux.ErrTimeout) && !s.deserted():
-		s.abort(fmt.Errorf("%w: %w", ErrTruncated, os.ErrDeadlineExceeded), true)
-	case errors.Is(err, yamux.ErrConnectionWriteTimeout):
-		// The stream, and with it the link, is in no known state.
-		s.link.fail(errStuck)
-		s.abort(s.truncated(), false)
-	default:
-		s.abort(s.truncated(), false)
-	}
+// writeError is why nothing can be sent any more.
+func (s *Stream) writeError() error {
+	s.abort(s.truncated(), false)
 	return s.Err()
 }
 
@@ -371,7 +233,7 @@ func (s *Stream) CloseWrite() error {
 	s.ending = true
 	s.mu.Unlock()
 	var b [frameHeaderLen + endBody]byte
-	err := s.writeRaw(appendEnd(b[:0], s.sent))
+	err := s.writeFrame(appendEnd(b[:0], s.sent))
 	s.mu.Lock()
 	s.endSent = err == nil
 	s.ending = s.endSent
@@ -381,8 +243,9 @@ func (s *Stream) CloseWrite() error {
 		return err
 	}
 	if done {
-		s.finish()
+		s.finish() // FIN takes END along
 	}
+	s.link.guard.conn.Flush()
 	return nil
 }
 
@@ -412,8 +275,8 @@ func (s *Stream) finish() {
 	s.release()
 }
 
-// abort ends the stream with an error, once, and wakes whoever reads or
-// writes. With tell, the peer gets a RESET.
+// abort ends the stream with an error, once, drops what was not read, and
+// wakes whoever reads or writes. With tell, the peer gets a RESET.
 func (s *Stream) abort(cause error, tell bool) {
 	s.mu.Lock()
 	if s.finished {
@@ -422,56 +285,37 @@ func (s *Stream) abort(cause error, tell bool) {
 	}
 	s.finished = true
 	s.cause = cause
+	s.queue.drop()
+	s.some.Broadcast()
 	callbacks := s.onAbort
 	s.onAbort = nil
-	s.ys.SetDeadline(past)
+	attached := s.ys != nil
 	s.mu.Unlock()
 	s.link.guard.abandon(s.flow)
 	for _, f := range callbacks {
 		go f()
 	}
-	go s.tearDown(cause, tell)
+	if attached {
+		go s.tearDown(cause, tell)
+	}
 }
 
-// past is a deadline that has passed.
-var past = time.Unix(1, 0)
-
-// tearDown sends RESET if that can be done without waiting for the peer,
-// closes the yamux stream, which means the same, and frees what was not read.
-// It has its own goroutine because a congested link makes even Close wait.
+// tearDown sends RESET if that can be done without waiting for the peer, and
+// closes the yamux stream, which means the same. It has its own goroutine
+// because a congested link makes even that wait.
 func (s *Stream) tearDown(cause error, tell bool) {
 	var code ResetCode
 	if r := (*ResetError)(nil); errors.As(cause, &r) {
 		code = r.Code
 	}
-	s.drain()
 	s.writeMu.Lock()
-	if tell && s.begun && !s.torn && s.link.guard.canSend(s.flow, frameHeaderLen+resetBody) {
+	if tell && s.begun && !s.torn && s.link.guard.credit(s.flow) >= frameHeaderLen+resetBody {
 		var b [frameHeaderLen + resetBody]byte
-		s.ys.Write(appendReset(b[:0], code))
+		s.link.guard.sendSmall(s.flow, appendReset(b[:0], code))
 	}
 	s.writeMu.Unlock()
 	s.ys.Close()
-	s.drain() // of what was on its way to yamux
 	s.release()
-}
-
-// drain reads and drops what yamux holds; the guard lets no more come in. The
-// deadline, in the past since abort, ends it, and whoever reads now. It must
-// wait for that: yamux can dead-lock when two goroutines read one stream.
-func (s *Stream) drain() {
-	s.readMu.Lock()
-	defer s.readMu.Unlock()
-	buf := getBuffer()
-	defer putBuffer(buf)
-	for {
-		n, err := s.ys.Read(buf[:])
-		s.link.guard.consumed(s.flow, n)
-		if err != nil {
-			break
-		}
-	}
-	s.ys.Shrink()
 }
 
 // release gives the stream's place back.
@@ -487,74 +331,32 @@ func (s *Stream) release() {
 	s.link.remove(s)
 }
 
-// wake is called when the peer has finished the stream, and when something
-// came after its END. It never blocks.
-//
-// A peer closes its yamux stream only once it has both ENDs, or to abort: if
-// this node has not begun to send END, it is an abort.
-func (s *Stream) wake(afterEnd bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	switch {
-	case s.finished || s.rest || !s.ready:
-	case afterEnd || !s.ending:
-		s.rest = true
-		go s.readRest()
-	case !s.endSent:
-		// An END that waits for a grant will wait in vain; one that is on its
-		// way already is not stopped by this.
-		s.ys.SetWriteDeadline(past)
-	}
-}
-
-// readRest reads a stream that its peer has aborted, or has sent something
-// after END, to its very end: for a RESET's code, and for frames that have no
-// place. No app byte is read after that.
-func (s *Stream) readRest() {
-	s.readMu.Lock()
-	defer s.readMu.Unlock()
-	buf := getBuffer()
-	defer putBuffer(buf)
-	for {
-		var err error
-		if s.left > 0 {
-			_, err = s.readBody(buf[:])
-		} else {
-			err = s.nextFrame()
-		}
-		if err != nil {
-			s.abort(s.truncated(), false) // unless it already was
-			return
-		}
-	}
-}
-
 // SetDeadline implements net.Conn.
 func (s *Stream) SetDeadline(t time.Time) error {
-	return s.setDeadline(t, s.ys.SetDeadline)
+	if err := s.SetReadDeadline(t); err != nil {
+		return err
+	}
+	return s.SetWriteDeadline(t)
 }
 
 // SetReadDeadline implements net.Conn.
 func (s *Stream) SetReadDeadline(t time.Time) error {
-	return s.setDeadline(t, s.ys.SetReadDeadline)
-}
-
-// SetWriteDeadline implements net.Conn.
-func (s *Stream) SetWriteDeadline(t time.Time) error {
-	return s.setDeadline(t, s.ys.SetWriteDeadline)
-}
-
-// setDeadline leaves the deadlines of an aborted stream in the past.
-func (s *Stream) setDeadline(t time.Time, set func(time.Time) error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.cause != nil {
 		return s.cause
 	}
-	if s.linkDead {
-		return nil
+	s.readBy.set(t, &s.some)
+	return nil
+}
+
+// SetWriteDeadline implements net.Conn.
+func (s *Stream) SetWriteDeadline(t time.Time) error {
+	if err := s.Err(); err != nil {
+		return err
 	}
-	return set(t)
+	s.link.guard.setWriteBy(s.flow, t)
+	return nil
 }
 
 // LocalAddr implements net.Conn.

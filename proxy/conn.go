@@ -25,6 +25,7 @@ type conn struct {
 	ahead  []byte      // read before the stream was open; comes first
 	ended  atomic.Bool // CloseWrite was called
 	rd     sockReader
+	wr     sockWriter
 	nap    sleeper
 }
 
@@ -50,16 +51,23 @@ func (c *conn) CloseWrite() error {
 	return c.socket.CloseWrite()
 }
 
-// ReadLazy is mux.LazyReader's: it reads into the buffer that take returns,
+// ReadLazy is mux.LazyReader's: it reads into the buffers that take returns,
 // and holds none while it waits.
-func (c *conn) ReadLazy(take func() []byte, drop func()) (int, error) {
+func (c *conn) ReadLazy(take func() [][]byte, drop func()) (int, error) {
 	if len(c.ahead) > 0 {
-		n := copy(take(), c.ahead)
-		c.ahead = c.ahead[n:]
+		n := 0
+		if rooms := take(); len(rooms) > 0 {
+			n = copy(rooms[0], c.ahead)
+			c.ahead = c.ahead[n:]
+		}
 		return n, nil
 	}
 	return c.rd.read(take, drop)
 }
+
+// TryWrite is mux.Sink's: it writes what the socket takes of the
+// pieces without waiting.
+func (c *conn) TryWrite(pieces [][]byte) (int, error) { return c.wr.write(pieces) }
 
 // reset ends the connection so that the app sees an error, never a clean end.
 //
@@ -101,9 +109,11 @@ var chunks = sync.Pool{New: func() any { return new([64 << 10]byte) }}
 // copyLazy copies from r to w until r's proper end.
 func copyLazy(w io.Writer, r mux.LazyReader) error {
 	var buf *[64 << 10]byte
-	take := func() []byte {
+	var room [1][]byte
+	take := func() [][]byte {
 		buf = chunks.Get().(*[64 << 10]byte)
-		return buf[:]
+		room[0] = buf[:]
+		return room[:]
 	}
 	drop := func() { chunks.Put(buf) }
 	for {
@@ -122,13 +132,4 @@ func copyLazy(w io.Writer, r mux.LazyReader) error {
 			return err
 		}
 	}
-}
-
-// readEager reads the portable way, with the buffer held while it waits.
-func readEager(r io.Reader, take func() []byte, drop func()) (int, error) {
-	n, err := r.Read(take())
-	if n <= 0 {
-		drop()
-	}
-	return n, err
 }

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sealane/sealane/mux"
 )
 
 // A sockReader reads from a conn's socket. It takes a buffer only once the
@@ -19,12 +21,14 @@ import (
 type sockReader struct {
 	c    *conn
 	raw  syscall.RawConn       // nil: not a kernel socket
+	lazy mux.LazyReader        // for what is not
 	try  func(fd uintptr) bool // made once; RawConn.Read calls it
 	held bool                  // the queue starts with a byte that was passed on
 
 	// Of the read that goes on:
-	take func() []byte
+	take func() [][]byte
 	drop func()
+	none bool // take had none to give
 	n    int
 	err  error
 }
@@ -33,9 +37,11 @@ func (r *sockReader) init(c *conn) {
 	r.c = c
 	raw, err := c.SyscallConn()
 	if err != nil {
+		r.lazy = mux.Lazy(c.socket)
 		return
 	}
 	r.raw = raw
+	c.wr.init(raw)
 	if c.isUnix {
 		r.try = r.tryUnix
 	} else {
@@ -43,18 +49,18 @@ func (r *sockReader) init(c *conn) {
 	}
 }
 
-func (r *sockReader) read(take func() []byte, drop func()) (int, error) {
+func (r *sockReader) read(take func() [][]byte, drop func()) (int, error) {
 	if r.raw == nil {
-		return readEager(r.c.socket, take, drop)
+		return r.lazy.ReadLazy(take, drop)
 	}
-	r.take, r.drop, r.n, r.err = take, drop, 0, nil
+	r.take, r.drop, r.none, r.n, r.err = take, drop, false, 0, nil
 	if err := r.raw.Read(r.try); err != nil {
 		return 0, err
 	}
 	if r.err != nil {
 		return 0, os.NewSyscallError("read", r.err)
 	}
-	if r.n == 0 {
+	if r.n == 0 && !r.none {
 		return 0, io.EOF
 	}
 	return r.n, nil
@@ -76,7 +82,15 @@ func (r *sockReader) done(n int, err error) bool {
 
 func (r *sockReader) tryTCP(fd uintptr) bool {
 	b := r.take()
-	n, err := ignoringEINTR(func() (int, error) { return unix.Read(int(fd), b) })
+	if r.none = len(b) == 0; r.none {
+		return true
+	}
+	n, err := ignoringEINTR(func() (int, error) {
+		if len(b) == 1 {
+			return unix.Read(int(fd), b[0])
+		}
+		return unix.Readv(int(fd), b)
+	})
 	if n == 0 && err == nil && !r.c.ended.Load() && isClosed(fd) {
 		err = unix.ECONNRESET
 	}
@@ -103,7 +117,11 @@ func (r *sockReader) tryUnix(fd uintptr) bool {
 		if r.held {
 			held = 1
 		}
-		b := r.take()
+		rooms := r.take()
+		if r.none = len(rooms) == 0; r.none {
+			return true
+		}
+		b := rooms[0]
 		if err == nil && queued <= held {
 			// An error of the socket would show only in a read of an empty queue.
 			if err = socketError(fd); err == nil && !ended {
@@ -145,6 +163,51 @@ func socketError(fd uintptr) error {
 		err = unix.Errno(n)
 	}
 	return err
+}
+
+// A sockWriter writes to a conn's socket what that takes without waiting.
+type sockWriter struct {
+	raw syscall.RawConn       // nil: not a kernel socket
+	try func(fd uintptr) bool // made once; RawConn.Write calls it
+
+	// Of the write that goes on:
+	pieces [][]byte
+	n      int
+	err    error
+}
+
+func (w *sockWriter) init(raw syscall.RawConn) {
+	w.raw = raw
+	w.try = w.tryWrite
+}
+
+func (w *sockWriter) write(pieces [][]byte) (int, error) {
+	if w.raw == nil {
+		return 0, nil
+	}
+	w.pieces, w.n, w.err = pieces, 0, nil
+	err := w.raw.Write(w.try)
+	w.pieces = nil
+	if err != nil {
+		return 0, err
+	}
+	return w.n, os.NewSyscallError("write", w.err)
+}
+
+func (w *sockWriter) tryWrite(fd uintptr) bool {
+	n, err := ignoringEINTR(func() (int, error) {
+		if len(w.pieces) == 1 {
+			return unix.Write(int(fd), w.pieces[0])
+		}
+		return unix.Writev(int(fd), w.pieces)
+	})
+	switch {
+	case err == nil:
+		w.n = n
+	case err != unix.EAGAIN:
+		w.err = err
+	}
+	return true
 }
 
 // release takes the held byte out of the queue, so that closing is no reset.

@@ -5,18 +5,25 @@ package proxy
 import (
 	"errors"
 	"net"
+
+	"github.com/sealane/sealane/mux"
 )
 
 // A sockReader reads from a conn's socket.
-type sockReader struct{ c *conn }
+type sockReader struct{ lazy mux.LazyReader }
 
-func (r *sockReader) init(c *conn) { r.c = c }
+func (r *sockReader) init(c *conn) { r.lazy = mux.Lazy(c.socket) }
 
-func (r *sockReader) read(take func() []byte, drop func()) (int, error) {
-	return readEager(r.c.socket, take, drop)
+func (r *sockReader) read(take func() [][]byte, drop func()) (int, error) {
+	return r.lazy.ReadLazy(take, drop)
 }
 
 func (r *sockReader) release() {}
+
+// A sockWriter never writes without waiting.
+type sockWriter struct{}
+
+func (w *sockWriter) write([][]byte) (int, error) { return 0, nil }
 
 // broken is known on Linux only.
 func (c *conn) broken() bool { return false }

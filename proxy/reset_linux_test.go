@@ -23,7 +23,7 @@ func TestResetThatAWriteSawIsNoEnd(t *testing.T) {
 	for err == nil {
 		_, err = c.Write([]byte("request"))
 	}
-	n, err := c.ReadLazy(func() []byte { return make([]byte, 100) }, func() {})
+	n, err := c.ReadLazy(func() [][]byte { return [][]byte{make([]byte, 100)} }, func() {})
 	if n != 0 || err == nil || err == io.EOF {
 		t.Errorf("read %d bytes, error %v, want the reset", n, err)
 	}
@@ -56,7 +56,7 @@ func TestProperEndIsNoReset(t *testing.T) {
 			}
 		}
 		target.Close()
-		if n, err := c.ReadLazy(func() []byte { return make([]byte, 100) }, func() {}); n != 0 || err != io.EOF {
+		if n, err := c.ReadLazy(func() [][]byte { return [][]byte{make([]byte, 100)} }, func() {}); n != 0 || err != io.EOF {
 			t.Errorf("read %d bytes, error %v, want the end", n, err)
 		}
 	}

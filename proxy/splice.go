@@ -214,19 +214,23 @@ type nearReader struct {
 	err error
 }
 
-func (r *nearReader) ReadLazy(take func() []byte, drop func()) (int, error) {
+func (r *nearReader) ReadLazy(take func() [][]byte, drop func()) (int, error) {
 	n, err := r.s.near.ReadLazy(take, drop)
+	r.note(n, err)
+	return n, err
+}
+
+func (r *nearReader) note(n int, err error) {
 	if n > 0 {
 		r.s.moved(&r.s.out, Out, n)
 	}
 	if err != nil && err != io.EOF {
 		r.err = err
 	}
-	return n, err
 }
 
 func (r *nearReader) Read(b []byte) (int, error) {
-	return r.ReadLazy(func() []byte { return b }, func() {})
+	return r.ReadLazy(func() [][]byte { return [][]byte{b} }, func() {})
 }
 
 // A nearWriter counts what reaches the near side, and keeps its error apart
@@ -238,13 +242,24 @@ type nearWriter struct {
 
 func (w *nearWriter) Write(b []byte) (int, error) {
 	n, err := w.s.near.Write(b)
+	w.note(n, err)
+	return n, err
+}
+
+// TryWrite is mux.Sink's.
+func (w *nearWriter) TryWrite(pieces [][]byte) (int, error) {
+	n, err := w.s.near.TryWrite(pieces)
+	w.note(n, err)
+	return n, err
+}
+
+func (w *nearWriter) note(n int, err error) {
 	if n > 0 {
 		w.s.moved(&w.s.in, In, n)
 	}
 	if err != nil {
 		w.err = err
 	}
-	return n, err
 }
 
 func (s *splice) moved(total *atomic.Int64, dir Direction, n int) {

@@ -72,6 +72,7 @@ type receiver struct {
 	mu      sync.Mutex
 	open    opener
 	body    []byte // opened and not yet read, inside the decoder's buffer
+	next    error  // what follows that, if ReadRecords has looked
 	records atomic.Uint64
 	bytes   atomic.Uint64
 	rekeys  atomic.Uint64
@@ -154,29 +155,71 @@ func (c *Conn) Read(p []byte) (int, error) {
 	defer c.eraseIfEnded() // after the unlocking
 	c.rx.mu.Lock()
 	defer c.rx.mu.Unlock()
-	for {
-		if err := c.Err(); err != nil {
-			return 0, err
-		}
-		if c.closing.Load() {
-			return 0, net.ErrClosed
-		}
-		if len(c.rx.body) > 0 || len(p) == 0 {
-			break
-		}
-		if err := c.nextData(); err != nil {
-			if v := (*Violation)(nil); c.closing.Load() && !errors.As(err, &v) {
-				return 0, net.ErrClosed // Close unblocked this Read
-			}
-			return 0, c.fail(err)
-		}
+	if len(p) == 0 {
+		return 0, c.Err()
+	}
+	if err := c.awaitData(); err != nil {
+		return 0, err
 	}
 	n := copy(p, c.rx.body)
 	c.rx.body = c.rx.body[n:]
 	return n, nil
 }
 
-// nextData reads one record, which must be data or the end.
+// ReadRecords is Read without the copy: it appends to bodies the bodies of the
+// next record, or what Read has left of it, and of those behind it that have
+// arrived as well, up to its capacity. They have at least one byte, and are
+// valid until the next Read or ReadRecords.
+func (c *Conn) ReadRecords(bodies [][]byte) ([][]byte, error) {
+	defer c.eraseIfEnded()
+	c.rx.mu.Lock()
+	defer c.rx.mu.Unlock()
+	room := min(cap(bodies)-len(bodies), maxTogether)
+	for n := 0; n < room; n++ {
+		if n == 0 {
+			if err := c.awaitData(); err != nil {
+				return bodies, err
+			}
+		} else if !c.rx.open.dec.complete() {
+			break
+		} else if c.rx.next = c.nextData(); c.rx.next != nil {
+			break // what came before is to be read first
+		}
+		bodies = append(bodies, c.rx.body)
+		c.rx.body = nil
+	}
+	return bodies, nil
+}
+
+// awaitData waits until there is something in rx.body.
+func (c *Conn) awaitData() error {
+	for {
+		if err := c.Err(); err != nil {
+			return err
+		}
+		if c.closing.Load() {
+			return net.ErrClosed
+		}
+		if len(c.rx.body) > 0 {
+			return nil
+		}
+		err := c.rx.next
+		if err == nil {
+			err = c.nextData()
+		}
+		if err == io.EOF {
+			c.answerClose()
+		}
+		if err != nil {
+			if v := (*Violation)(nil); c.closing.Load() && !errors.As(err, &v) {
+				return net.ErrClosed // Close unblocked this Read
+			}
+			return c.fail(err)
+		}
+	}
+}
+
+// nextData reads one record, which must be data, or the end: io.EOF.
 func (c *Conn) nextData() error {
 	generation := c.rx.open.keys.generation
 	typ, body, err := c.rx.open.next()
@@ -194,7 +237,6 @@ func (c *Conn) nextData() error {
 		if c.rx.open.dec.buffered() {
 			return violation(RuleClose, "bytes after the sealed close")
 		}
-		c.answerClose()
 		return io.EOF
 	}
 	return violation(RuleControl, "a control record after the first record")

@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -24,7 +25,7 @@ func TestConcurrentWritesDoNotMix(t *testing.T) {
 		wg.Go(func() {
 			p := bytes.Repeat([]byte{byte(w)}, size)
 			for range writes {
-				if _, err := i.WriteBuffers(binary.BigEndian.AppendUint32(nil, uint32(w)), p); err != nil {
+				if _, err := i.Write(append(binary.BigEndian.AppendUint32(nil, uint32(w)), p...)); err != nil {
 					t.Error(err)
 				}
 			}
@@ -231,5 +232,140 @@ func TestStress(t *testing.T) {
 				t.Fatalf("round %d: an end without an error", round)
 			}
 		}
+	}
+}
+
+// memSession is a session over memory, whose writes never wait: what one end
+// has written is there for the other.
+func memSession(t *testing.T, transform string) (i, r *Conn, wire net.Conn) {
+	t.Helper()
+	a, b := memPair()
+	ic, rc := configs(t)
+	ic.Transform, rc.Transform = transform, transform
+	e := shake(t, a, b, ic, rc)
+	if e.iErr != nil || e.rErr != nil {
+		t.Fatal(e.iErr, e.rErr)
+	}
+	t.Cleanup(func() { e.i.Abort(nil); e.r.Abort(nil) })
+	return e.i, e.r, a
+}
+
+// TestReadRecords: records that are there come together, each whole, and what
+// ends the session behind them is told only after they were.
+func TestReadRecords(t *testing.T) {
+	for _, transform := range []string{TransformJSON, TransformPacked, TransformGzip} {
+		for end, rule := range map[string]Rule{"close": "", "garbage": container.RuleForm} {
+			i, r, wire := memSession(t, transform)
+			want := [][]byte{randomBytes(1, 10), randomBytes(2, MaxBody), randomBytes(3, 1)}
+			for _, p := range want {
+				if _, err := i.Write(p); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if end == "close" {
+				go i.Close()
+				<-i.flusher
+			} else {
+				garbage := `{"sdmp":{"version":"0.13","schemas":["x`
+				switch transform {
+				case TransformPacked:
+					rule = RulePackedLength
+				case TransformGzip:
+					garbage, rule = "\xff\xff", RuleGzipData
+				}
+				wire.Write([]byte(garbage))
+			}
+			var got [][]byte
+			var err error
+			for calls := 0; err == nil; calls++ {
+				var bodies [][]byte
+				bodies, err = r.ReadRecords(make([][]byte, 0, maxTogether))
+				if err != nil && len(bodies) > 0 {
+					t.Fatalf("%s: records and %v", transform, err)
+				}
+				for _, b := range bodies {
+					got = append(got, bytes.Clone(b))
+				}
+			}
+			if !slices.EqualFunc(got, want, bytes.Equal) {
+				t.Errorf("%s, %s: %d records", transform, end, len(got))
+			}
+			if end == "close" && err != io.EOF || ruleOf(err) != rule {
+				t.Errorf("%s, %s: %v, want %q", transform, end, err, rule)
+			}
+		}
+	}
+}
+
+// TestQueueWaitsForFlush: what is queued leaves with the next Flush, in one
+// record; TryQueue waits for nothing, and sees to the sending.
+func TestQueueWaitsForFlush(t *testing.T) {
+	i, r, _ := memSession(t, TransformPacked)
+	read := func() string {
+		t.Helper()
+		bodies, err := r.ReadRecords(make([][]byte, 0, 1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(bodies[0])
+	}
+	if err := errors.Join(i.Queue([]byte("a")), i.Queue([]byte("b"))); err != nil {
+		t.Fatal(err)
+	}
+	if n := i.Stats().RecordsOut; n != 0 {
+		t.Fatalf("%d records left before Flush", n)
+	}
+	i.Flush()
+	if got := read(); got != "ab" {
+		t.Fatalf("%q", got)
+	}
+	if !i.TryQueue([]byte("d")) {
+		t.Fatal("an idle session does not take a byte")
+	}
+	if got := read(); got != "d" {
+		t.Fatalf("%q", got)
+	}
+	i.tx.writing.Lock()
+	if i.TryQueue([]byte("e")) {
+		t.Fatal("queued in the middle of another's bytes")
+	}
+	i.tx.writing.Unlock()
+	i.Abort(nil)
+	if i.TryQueue([]byte("f")) || i.Queue([]byte("f")) == nil {
+		t.Fatal("a dead session takes bytes")
+	}
+}
+
+// TestQueueBuffer: buffers keep their order among small pieces, and block when
+// a batch is full until it was taken.
+func TestQueueBuffer(t *testing.T) {
+	i, r := pair(t, nil)
+	var want []byte
+	done := make(chan []byte)
+	go func() {
+		var got []byte
+		for {
+			bodies, err := r.ReadRecords(make([][]byte, 0, maxTogether))
+			for _, b := range bodies {
+				got = append(got, b...)
+			}
+			if err != nil {
+				done <- got
+				return
+			}
+		}
+	}()
+	for n := range 40 {
+		p := randomBytes(uint64(n), []int{1, copyLimit, copyLimit + 1, MaxBody}[n%4])
+		want = append(want, p...)
+		b := NewBuffer()
+		copy(b.Body(), p)
+		if err := i.QueueBuffer(b, len(p)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	i.Close()
+	if got := <-done; !bytes.Equal(got, want) {
+		t.Fatalf("%d bytes of %d", len(got), len(want))
 	}
 }

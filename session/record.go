@@ -160,7 +160,7 @@ func (s *sealer) short(dst []byte, typ byte, body string) ([]byte, error) {
 }
 
 // seal appends the record whose type is typ and whose body is
-// buf[recordHeader:n], sealed in place, as the transform wants it.
+// buf[recordHeader:n], as the transform wants it.
 func (s *sealer) seal(dst []byte, typ byte, buf []byte, n int) []byte {
 	buf[0] = typ
 	binary.BigEndian.PutUint32(buf[1:], uint32(n-recordHeader))
@@ -170,9 +170,9 @@ func (s *sealer) seal(dst []byte, typ byte, buf []byte, n int) []byte {
 		clear(buf[n:size])
 	}
 	putIV(&s.iv, s.keys.number)
-	payload := s.keys.aead.Seal(buf[:0], s.iv[:], buf[:size], nil)
+	dst = s.enc.seal(dst, s.keys.aead, &s.iv, buf[:size])
 	s.keys.number++
-	return s.enc.append(dst, &s.iv, payload)
+	return dst
 }
 
 // An opener reads records.

@@ -210,13 +210,15 @@ func TestRekeyUnderLoad(t *testing.T) {
 	}
 }
 
-// TestOneRequestIsOneContainer: head and body written together, or apart while
-// a send is under way, leave in one record.
+// TestOneRequestIsOneContainer: head and body that are queued before a Flush
+// leave in one record.
 func TestOneRequestIsOneContainer(t *testing.T) {
 	i, r := pair(t, nil)
-	if _, err := i.WriteBuffers([]byte("head"), []byte("body")); err != nil {
+	b := NewBuffer()
+	if err := errors.Join(i.Queue([]byte("head")), i.QueueBuffer(b, copy(b.Body(), "body"))); err != nil {
 		t.Fatal(err)
 	}
+	i.Flush()
 	buf := make([]byte, 100)
 	n, err := r.Read(buf)
 	if err != nil || string(buf[:n]) != "headbody" {

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"compress/flate"
+	"crypto/cipher"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -11,12 +12,21 @@ import (
 	"github.com/sealane/sealane/session/container"
 )
 
-// readBuffer is the size of a link's read buffer in bytes: several of the
-// largest records per read call.
-const readBuffer = 256 << 10
+// maxTogether is how many records are read together, if they are there at once.
+const maxTogether = 8
+
+// A link's read buffer begins with startBuffer bytes, and doubles up to
+// maxBuffer, several of the largest records per read call, while reads fill it.
+const (
+	startBuffer = 128 << 10
+	maxBuffer   = 1 << 20
+)
 
 // An encoder puts sealed records on the wire in one of the transforms.
 type encoder interface {
+	// seal appends the record with a plaintext, which it may overwrite, and
+	// tagLen bytes behind it.
+	seal(dst []byte, aead cipher.AEAD, iv *[container.IVLen]byte, plain []byte) []byte
 	append(dst []byte, iv *[container.IVLen]byte, payload []byte) []byte
 	// flush appends what append kept back. It ends every write.
 	flush(dst []byte) []byte
@@ -24,9 +34,11 @@ type encoder interface {
 
 // A decoder takes them off the wire.
 type decoder interface {
-	// next gives the payload of one record, valid until the next call and
-	// free to be overwritten.
+	// next gives the payload of one record, free to be overwritten. It is
+	// valid until next is called without complete, or maxTogether times.
 	next(iv *[container.IVLen]byte) ([]byte, error)
+	// complete reports whether the next record is there already.
+	complete() bool
 	// buffered reports whether bytes behind the last record have been read.
 	buffered() bool
 }
@@ -46,8 +58,8 @@ func newEncoder(transform string) encoder {
 // of the first record.
 func newDecoder(transform string, texts *container.Reader, src io.Reader, rejectable bool) decoder {
 	if transform == TransformJSON {
-		texts.Grow(readBuffer)
-		return &jsonDecoder{texts: texts, payload: make([]byte, container.MaxPayload), rejectable: rejectable}
+		texts.Grow(startBuffer, maxBuffer)
+		return &jsonDecoder{texts: texts, rejectable: rejectable}
 	}
 	var first *container.Reader
 	if rejectable {
@@ -55,7 +67,7 @@ func newDecoder(transform string, texts *container.Reader, src io.Reader, reject
 	}
 	rest := &leftover{texts: texts, src: src}
 	if transform == TransformPacked {
-		return &packedDecoder{src: bufio.NewReaderSize(rest, readBuffer), first: first}
+		return &packedDecoder{in: input{src: rest, buf: make([]byte, startBuffer)}, first: first}
 	}
 	return newGzipDecoder(rest, first)
 }
@@ -95,19 +107,32 @@ func (jsonEncoder) append(dst []byte, iv *[container.IVLen]byte, payload []byte)
 	return container.AppendSealed(dst, iv, payload)
 }
 
+func (e jsonEncoder) seal(dst []byte, aead cipher.AEAD, iv *[container.IVLen]byte, plain []byte) []byte {
+	return e.append(dst, iv, aead.Seal(plain[:0], iv[:], plain, nil))
+}
+
 func (jsonEncoder) flush(dst []byte) []byte { return dst }
 
 type jsonDecoder struct {
 	texts      *container.Reader
-	payload    []byte
+	payloads   [maxTogether][]byte // made when they are needed
+	last       int                 // the one that was used last
 	rejectable bool
 }
 
 func (d *jsonDecoder) next(iv *[container.IVLen]byte) ([]byte, error) {
-	p, err := d.texts.Sealed(iv, d.payload, container.MinPayload, container.MaxPayload, d.rejectable)
+	if d.last++; d.last == maxTogether || !d.complete() {
+		d.last = 0
+	}
+	if d.payloads[d.last] == nil {
+		d.payloads[d.last] = make([]byte, container.MaxPayload)
+	}
+	p, err := d.texts.Sealed(iv, d.payloads[d.last], container.MinPayload, container.MaxPayload, d.rejectable)
 	d.rejectable = false
 	return p, err
 }
+
+func (d *jsonDecoder) complete() bool { return d.texts.Complete() }
 
 func (d *jsonDecoder) buffered() bool { return len(d.texts.Buffered()) > 0 }
 
@@ -118,15 +143,24 @@ const packedHeader = 4 + container.IVLen
 type packedEncoder struct{}
 
 func (packedEncoder) append(dst []byte, iv *[container.IVLen]byte, payload []byte) []byte {
-	dst = binary.BigEndian.AppendUint32(dst, uint32(len(payload)))
-	dst = append(dst, iv[:]...)
-	return append(dst, payload...)
+	return append(packedHead(dst, iv, len(payload)), payload...)
+}
+
+// seal writes the payload where it is sent from.
+func (packedEncoder) seal(dst []byte, aead cipher.AEAD, iv *[container.IVLen]byte, plain []byte) []byte {
+	return aead.Seal(packedHead(dst, iv, len(plain)+tagLen), iv[:], plain, nil)
+}
+
+// packedHead appends what comes before a payload of n bytes.
+func packedHead(dst []byte, iv *[container.IVLen]byte, n int) []byte {
+	dst = binary.BigEndian.AppendUint32(dst, uint32(n))
+	return append(dst, iv[:]...)
 }
 
 func (packedEncoder) flush(dst []byte) []byte { return dst }
 
 type packedDecoder struct {
-	src   *bufio.Reader
+	in    input
 	first *container.Reader // not nil until the first record of the initiator
 	last  int               // bytes of the last record, still in the buffer
 }
@@ -139,37 +173,40 @@ func (d *packedDecoder) next(iv *[container.IVLen]byte) ([]byte, error) {
 		}
 		d.first = nil
 	}
-	if _, err := d.src.Discard(d.last); err != nil {
-		return nil, err
-	}
+	d.in.pos += d.last
 	d.last = 0
 	length, err := d.length()
 	if err != nil {
 		return nil, err
 	}
-	record, err := d.src.Peek(packedHeader + length)
-	if err != nil {
+	if err := d.in.need(packedHeader + length); err != nil {
 		return nil, midRecord(err)
 	}
+	record := d.in.have()[:packedHeader+length]
 	d.last = len(record)
 	copy(iv[:], record[4:])
 	return record[packedHeader:], nil
+}
+
+func (d *packedDecoder) complete() bool {
+	have := d.in.have()[d.last:]
+	return d.first == nil && len(have) >= packedHeader &&
+		int64(len(have)) >= packedHeader+int64(binary.BigEndian.Uint32(have))
 }
 
 // length reads the length field byte by byte, so that a bad one is seen at its
 // first byte that cannot be right.
 func (d *packedDecoder) length() (int, error) {
 	for n := 1; n <= 4; n++ {
-		field, err := d.src.Peek(n)
-		if err != nil {
-			if n > 1 || len(field) > 0 {
+		if err := d.in.need(n); err != nil {
+			if n > 1 {
 				err = midRecord(err)
 			}
 			return 0, err
 		}
 		var low, high [4]byte
-		copy(low[:], field)
-		copy(high[:], field)
+		copy(low[:], d.in.have()[:n])
+		copy(high[:], d.in.have()[:n])
 		for i := n; i < 4; i++ {
 			high[i] = 0xff
 		}
@@ -177,11 +214,48 @@ func (d *packedDecoder) length() (int, error) {
 			return 0, violation(RulePackedLength, "a length outside its bounds")
 		}
 	}
-	field, _ := d.src.Peek(4)
-	return int(binary.BigEndian.Uint32(field)), nil
+	return int(binary.BigEndian.Uint32(d.in.have())), nil
 }
 
-func (d *packedDecoder) buffered() bool { return d.src.Buffered() > d.last }
+func (d *packedDecoder) buffered() bool { return len(d.in.have()) > d.last }
+
+// An input is a read buffer that grows while reads fill it.
+type input struct {
+	src      io.Reader
+	buf      []byte
+	pos, end int  // unread bytes are buf[pos:end]
+	filled   bool // the last read took all the room there was
+}
+
+func (in *input) have() []byte { return in.buf[in.pos:in.end] }
+
+// need reads until there are n bytes, at most startBuffer.
+func (in *input) need(n int) error {
+	for in.end-in.pos < n {
+		if in.pos == in.end {
+			in.pos, in.end = 0, 0
+		}
+		if in.filled && len(in.buf) < maxBuffer {
+			in.move(make([]byte, 2*len(in.buf)))
+		} else if in.pos+n > len(in.buf) || in.end == len(in.buf) {
+			in.move(in.buf)
+		}
+		m, err := in.src.Read(in.buf[in.end:])
+		in.filled = in.end+m == len(in.buf)
+		in.end += m
+		if m == 0 && err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// move puts the unread bytes at the front of buf.
+func (in *input) move(buf []byte) {
+	in.end = copy(buf, in.have())
+	in.pos = 0
+	in.buf = buf
+}
 
 // midRecord is the error for a stream that ends inside a record.
 func midRecord(err error) error {
@@ -216,6 +290,10 @@ func (e *gzipEncoder) append(dst []byte, iv *[container.IVLen]byte, payload []by
 	return dst
 }
 
+func (e *gzipEncoder) seal(dst []byte, aead cipher.AEAD, iv *[container.IVLen]byte, plain []byte) []byte {
+	return e.append(dst, iv, aead.Seal(plain[:0], iv[:], plain, nil))
+}
+
 func (e *gzipEncoder) flush(dst []byte) []byte {
 	e.deflate.Flush()
 	dst = append(dst, e.out.Bytes()...)
@@ -234,9 +312,9 @@ func newGzipDecoder(src io.Reader, first *container.Reader) *gzipDecoder {
 	source.in.gzipSource = source
 	source.inflate = flate.NewReader(source.in)
 	texts := container.NewReader(source)
-	texts.Grow(readBuffer)
+	texts.Grow(startBuffer, maxBuffer)
 	return &gzipDecoder{
-		jsonDecoder: jsonDecoder{texts: texts, payload: make([]byte, container.MaxPayload)},
+		jsonDecoder: jsonDecoder{texts: texts},
 		src:         source,
 		first:       first,
 	}

@@ -7,27 +7,65 @@ import (
 	"sync/atomic"
 )
 
-// Sizes of the buffers between Write and the transport.
 const (
-	pendingRecords = 4 // that Write may run ahead of the transport, per batch
-	recordRoom     = maxPlaintext + tagLen
+	// MaxBody is the most bytes that one record carries.
+	MaxBody = maxBody
+
+	// batchRecords is how many records gather while the ones before are sent.
+	batchRecords = 8
+
+	// copyLimit is the largest body that is copied into the record before it
+	// to save one of its own.
+	copyLimit = 8 << 10
 )
 
-// A transmitter is the writing half. Write fills one batch of records while
-// the flusher seals and sends the other: whatever is written while a send is
-// under way leaves in the next one, in as few records as it fits.
+// A Buffer holds the body of one record, with the room that sealing it in
+// place takes.
+type Buffer struct {
+	plain [maxPlaintext + tagLen]byte
+	end   int // of the body, in plain
+}
+
+var bufferPool = sync.Pool{New: func() any { return new(Buffer) }}
+
+// NewBuffer returns an empty Buffer: from a pool, where QueueBuffer and Free
+// put it back.
+func NewBuffer() *Buffer {
+	b := bufferPool.Get().(*Buffer)
+	b.end = recordHeader
+	return b
+}
+
+// Free gives up a Buffer that was not queued.
+func (b *Buffer) Free() { bufferPool.Put(b) }
+
+// Body is the room for the record's body: MaxBody bytes.
+func (b *Buffer) Body() []byte { return b.plain[recordHeader:maxPlaintext] }
+
+// add copies as much of p as there is room for behind the body.
+func (b *Buffer) add(p []byte) int {
+	n := copy(b.plain[b.end:maxPlaintext], p)
+	b.end += n
+	return n
+}
+
+// A transmitter is the writing half. What is queued gathers in one batch while
+// the other is sealed and sent, by whoever came first: a caller of Flush that
+// finds nobody sending, or else the flusher. So a lone writer's bytes leave
+// without waking anybody, and those of many leave together.
 type transmitter struct {
-	writing sync.Mutex // held for a whole Write: two never mix
+	writing sync.Mutex // held for a whole Queue: two never mix
 
 	mu    sync.Mutex
-	work  sync.Cond // there is something to send, or an end
+	work  sync.Cond // the flusher may have something to do
 	room  sync.Cond // the batch being filled was taken, or an end
-	fill  *batch
-	spare *batch // nil while the flusher has it
-	ended error  // what Write returns; set by the first of shut and stop
-	dead  bool   // stop was called: send nothing more
+	fill  []*Buffer
+	spare []*Buffer // empty; fill's array after the next swap
+	busy  bool      // somebody sends, and owns seal and out
+	ended error     // what Queue returns; set by the first of shut and stop
+	dead  bool      // stop was called: send nothing more
 
-	seal sealer // the flusher's own once it runs
+	seal sealer
 	out  []byte // sealed bytes of one batch
 
 	records atomic.Uint64
@@ -35,74 +73,145 @@ type transmitter struct {
 	rekeys  atomic.Uint64
 }
 
-// A batch is plaintext in the making: record i's body starts at
-// buf[i][recordHeader] and ends at used[i].
-type batch struct {
-	buf  [pendingRecords][]byte
-	used [pendingRecords]int
-	n    int // records begun
-}
-
 func (t *transmitter) init() {
 	t.work.L, t.room.L = &t.mu, &t.mu
-	t.fill, t.spare = new(batch), new(batch)
+	t.fill = make([]*Buffer, 0, batchRecords)
+	t.spare = make([]*Buffer, 0, batchRecords)
 }
 
-// add copies as much of p as there is room for.
-func (b *batch) add(p []byte) int {
-	total := 0
-	for len(p) > 0 {
-		if b.n == 0 || b.used[b.n-1] == maxPlaintext {
-			if b.n == pendingRecords {
-				break
-			}
-			if b.buf[b.n] == nil {
-				b.buf[b.n] = make([]byte, recordRoom)
-			}
-			b.used[b.n] = recordHeader
-			b.n++
-		}
-		last := b.n - 1
-		n := copy(b.buf[last][b.used[last]:maxPlaintext], p)
-		b.used[last] += n
-		p = p[n:]
-		total += n
-	}
-	return total
+// Write queues p and sends it. The error of a failed send is that of a later
+// call.
+func (c *Conn) Write(p []byte) (int, error) {
+	n, err := c.queue(p)
+	c.Flush()
+	return n, err
 }
 
-// Write queues p and returns; the error of a failed send is that of a later
-// call. It blocks while two batches are on their way.
-func (c *Conn) Write(p []byte) (int, error) { return c.WriteBuffers(p, nil) }
+// Queue puts p, which it copies, into the records that leave next. It blocks
+// while batchRecords of them wait. Somebody has to call Flush.
+func (c *Conn) Queue(p []byte) error {
+	_, err := c.queue(p)
+	return err
+}
 
-// WriteBuffers is Write for two pieces that should leave together, such as a
-// frame's header and its body.
-func (c *Conn) WriteBuffers(head, body []byte) (int, error) {
+func (c *Conn) queue(p []byte) (total int, err error) {
 	t := &c.tx
 	t.writing.Lock()
 	defer t.writing.Unlock()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	total := 0
-	for _, p := range [2][]byte{head, body} {
-		for len(p) > 0 {
-			if t.ended != nil {
-				return total, t.ended
-			}
-			n := t.fill.add(p)
-			p = p[n:]
-			total += n
-			if len(p) > 0 {
-				t.work.Signal()
-				t.room.Wait()
-			}
+	for len(p) > 0 && t.ended == nil {
+		n := t.add(p)
+		p = p[n:]
+		total += n
+		if n == 0 {
+			t.await()
 		}
 	}
-	if t.ended != nil {
-		return total, t.ended
+	return total, t.ended
+}
+
+// TryQueue is Queue for one that must not wait, nor send: it reports false,
+// with nothing queued, if it would have to. The flusher sends what it queues.
+func (c *Conn) TryQueue(p []byte) bool {
+	t := &c.tx
+	if !t.writing.TryLock() {
+		return false
+	}
+	defer t.writing.Unlock()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.ended != nil || len(t.fill) == batchRecords && maxPlaintext-t.fill[batchRecords-1].end < len(p) {
+		return false
+	}
+	for len(p) > 0 {
+		p = p[t.add(p):]
 	}
 	t.work.Signal()
-	return total, nil
+	return true
+}
+
+// QueueBuffer is Queue for the first n bytes of a Buffer's body, which is the
+// Conn's from now on.
+func (c *Conn) QueueBuffer(b *Buffer, n int) error {
+	if n <= copyLimit {
+		err := c.Queue(b.Body()[:n])
+		b.Free()
+		return err
+	}
+	b.end = recordHeader + n
+	t := &c.tx
+	t.writing.Lock()
+	defer t.writing.Unlock()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for len(t.fill) == batchRecords && t.ended == nil {
+		t.await()
+	}
+	if t.ended != nil {
+		b.Free()
+		return t.ended
+	}
+	t.fill = append(t.fill, b)
+	return nil
+}
+
+// add copies as much of p as there is room for into the last record, or into a
+// new one if that one is full.
+func (t *transmitter) add(p []byte) int {
+	if n := len(t.fill); n > 0 {
+		if m := t.fill[n-1].add(p); m > 0 || n == batchRecords {
+			return m
+		}
+	}
+	b := NewBuffer()
+	t.fill = append(t.fill, b)
+	return b.add(p)
+}
+
+// await waits for room, with mu held. Whoever queued what fills the batch may
+// not have come to Flush yet.
+func (t *transmitter) await() {
+	t.work.Signal()
+	t.room.Wait()
+}
+
+// Flush sends what is queued, unless somebody is sending already: that one
+// sees to it. It may block in the transport's Write.
+func (c *Conn) Flush() {
+	t := &c.tx
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.busy || len(t.fill) == 0 || t.ended != nil {
+		return
+	}
+	c.sendFill()
+	if len(t.fill) > 0 || t.ended != nil {
+		t.work.Signal()
+	}
+}
+
+// sendFill sends one batch, with mu held except while it does. It reports
+// whether that succeeded.
+func (c *Conn) sendFill() bool {
+	t := &c.tx
+	batch := t.fill
+	t.fill, t.spare = t.spare, nil
+	t.busy = true
+	t.room.Broadcast()
+	t.mu.Unlock()
+	err := c.send(batch)
+	for i, b := range batch {
+		b.Free()
+		batch[i] = nil
+	}
+	if err != nil {
+		c.fail(fmt.Errorf("write: %w", err))
+	}
+	t.mu.Lock()
+	t.spare = batch[:0]
+	t.busy = false
+	return err == nil
 }
 
 // shut ends writing: what is queued and a sealed close still go out. It
@@ -131,65 +240,63 @@ func (t *transmitter) stop(err error) {
 	t.room.Broadcast()
 }
 
-// take waits for something to send. It returns nil when nothing will follow,
-// and whether the end should be sealed.
-func (t *transmitter) take(done *batch) (next *batch, seal bool) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if done != nil {
-		done.n = 0
-		t.spare = done
-	}
-	for t.fill.n == 0 && t.ended == nil {
-		t.work.Wait()
-	}
-	if t.dead || t.fill.n == 0 {
-		return nil, !t.dead
-	}
-	next = t.fill
-	t.fill, t.spare = t.spare, nil
-	t.room.Broadcast()
-	return next, false
-}
-
-// flushLoop seals and sends until the session ends. It owns the sealer.
+// flushLoop sends what nobody else does, until the session ends, and then the
+// sealed close.
 func (c *Conn) flushLoop() {
 	defer close(c.flusher)
 	t := &c.tx
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	defer t.seal.keys.erase()
-	var b *batch
 	for {
-		var end bool
-		b, end = t.take(b)
-		if end {
-			err := c.writeNow(func(dst []byte) ([]byte, error) { return t.seal.short(dst, typeClose, "") })
-			if err != nil {
-				c.fail(fmt.Errorf("write close: %w", err))
-			}
-			return
+		for t.busy || len(t.fill) == 0 && t.ended == nil {
+			t.work.Wait()
 		}
-		if b == nil {
+		switch {
+		case t.dead:
+			t.drop()
 			return
-		}
-		if err := c.send(b); err != nil {
-			c.fail(fmt.Errorf("write: %w", err))
+		case len(t.fill) > 0:
+			c.sendFill()
+		default:
+			c.sendClose()
 			return
 		}
 	}
 }
 
+// drop frees what will not be sent.
+func (t *transmitter) drop() {
+	for _, b := range t.fill {
+		b.Free()
+	}
+	t.fill = nil
+}
+
+// sendClose sends the sealed close, with mu held except while it does.
+func (c *Conn) sendClose() {
+	t := &c.tx
+	t.busy = true
+	t.mu.Unlock()
+	err := c.writeNow(func(dst []byte) ([]byte, error) { return t.seal.short(dst, typeClose, "") })
+	if err != nil {
+		c.fail(fmt.Errorf("write close: %w", err))
+	}
+	t.mu.Lock()
+}
+
 // send seals a batch and writes it in one call.
-func (c *Conn) send(b *batch) error {
+func (c *Conn) send(batch []*Buffer) error {
 	t := &c.tx
 	return c.writeNow(func(dst []byte) (_ []byte, err error) {
-		for i := range b.n {
+		for _, b := range batch {
 			generation := t.seal.keys.generation
-			if dst, err = t.seal.data(dst, b.buf[i], b.used[i]); err != nil {
+			if dst, err = t.seal.data(dst, b.plain[:], b.end); err != nil {
 				return dst, err
 			}
 			t.rekeys.Add(uint64(t.seal.keys.generation - generation))
 			t.records.Add(1)
-			t.bytes.Add(uint64(b.used[i] - recordHeader))
+			t.bytes.Add(uint64(b.end - recordHeader))
 		}
 		return dst, nil
 	})

@@ -86,11 +86,10 @@ func runRun(p *process, in input) int {
 const memoryBase = 64 << 20
 
 // boundMemory keeps what waits for the garbage collector from doubling what
-// limits.memory allows. Buffers of unread bytes have up to as much again to
-// grow into. GOMEMLIMIT goes first.
+// limits.memory allows. GOMEMLIMIT goes first.
 func (p *process) boundMemory(cfg *config.Config) {
 	if p.getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(2*cfg.Limits.Memory + memoryBase)
+		debug.SetMemoryLimit(cfg.Limits.Memory + memoryBase)
 	}
 }
 

@@ -72,7 +72,7 @@ func TestTextsSurviveAnyFragmentation(t *testing.T) {
 		if err != nil || !bytes.Equal(got, share) {
 			t.Fatalf("%s: share: %v", name, err)
 		}
-		r.Grow(100 << 10)
+		r.Grow(100<<10, 200<<10)
 		for _, n := range sizes {
 			var gotIV [IVLen]byte
 			p, err := r.Sealed(&gotIV, make([]byte, MaxPayload), MinPayload, MaxPayload, false)
@@ -251,12 +251,41 @@ func FuzzReader(f *testing.F) {
 		} else if err == ErrRejected && !bytes.HasPrefix(wire, []byte(BadRequest)) {
 			t.Fatalf("took %q for the response", wire)
 		}
+		checkComplete(t, wire, int(step))
 		if p, err := newReader().Share(make([]byte, ShareLen)); err == nil {
 			if text := slowShare(p); !bytes.HasPrefix(wire, []byte(text)) {
 				t.Fatalf("accepted %q, a writer produces %q", wire, text)
 			}
 		}
 	})
+}
+
+// checkComplete checks that Complete changes nothing, and that Sealed does not
+// read when it said so.
+func checkComplete(t *testing.T, wire []byte, step int) {
+	var iv, iv2 [IVLen]byte
+	want, wantErr := NewReader(readerFragments(wire, step)).Sealed(&iv, make([]byte, MaxPayload), MinPayload, MaxPayload, false)
+	reads := 0
+	src := readerFragments(wire, step)
+	r := NewReader(readerFunc(func(p []byte) (int, error) {
+		reads++
+		return src.Read(p)
+	}))
+	complete := r.Complete()
+	for !complete {
+		if err := r.fill(); err != nil {
+			break
+		}
+		complete = r.Complete()
+	}
+	before := reads
+	got, err := r.Sealed(&iv2, make([]byte, MaxPayload), MinPayload, MaxPayload, false)
+	if complete && reads > before {
+		t.Fatalf("%q was complete, and Sealed read on", wire)
+	}
+	if complete && (err == nil) != (wantErr == nil) || err == nil && (wantErr != nil || iv != iv2 || !bytes.Equal(got, want)) {
+		t.Fatalf("%q: %q, %v with Complete, %q, %v without", wire, got, err, want, wantErr)
+	}
 }
 
 // readerFragments returns wire in pieces of step bytes, or whole for 0.
@@ -299,7 +328,7 @@ func BenchmarkReadSealed(b *testing.B) {
 		rest = rest[n:]
 		return n, nil
 	}))
-	r.Grow(256 << 10)
+	r.Grow(256<<10, 256<<10)
 	dst := make([]byte, MaxPayload)
 	b.SetBytes(MaxPayload)
 	b.ReportAllocs()

@@ -24,6 +24,12 @@ type Reader struct {
 	pos, end   int // unread bytes are buf[pos:end]
 	textStart  int // where the current text began, at or before pos
 	emptyReads int
+	max        int  // of buf, see Grow
+	filled     bool // the last read took all the room there was
+
+	// What Complete has found, while buf stays as it is: the first quote at or
+	// after payload is at quote. payload is 0 if it found nothing.
+	payload, quote int
 }
 
 // NewReader returns a Reader with a buffer large enough for handshake texts.
@@ -31,16 +37,21 @@ func NewReader(src io.Reader) *Reader {
 	return &Reader{src: src, buf: make([]byte, startBuffer)}
 }
 
-// Grow makes the buffer at least n bytes long, to save read calls. Texts need
-// not fit: a field is decoded while it arrives.
-func (r *Reader) Grow(n int) {
-	if len(r.buf) >= n {
-		return
+// Grow makes the buffer at least n bytes long, to save read calls, and lets it
+// double up to max while reads fill it. Texts need not fit: a field is decoded
+// while it arrives.
+func (r *Reader) Grow(n, max int) {
+	r.max = max
+	if len(r.buf) < n {
+		r.move(make([]byte, n))
 	}
-	buf := make([]byte, n)
-	copy(buf, r.buf[r.pos:r.end])
-	r.end -= r.pos
-	r.pos, r.textStart = 0, 0
+}
+
+// move puts the unread bytes at the front of buf.
+func (r *Reader) move(buf []byte) {
+	r.textStart -= r.pos
+	r.end = copy(buf, r.buf[r.pos:r.end])
+	r.pos, r.payload = 0, 0
 	r.buf = buf
 }
 
@@ -64,6 +75,33 @@ func (r *Reader) Peek() (byte, error) {
 		}
 	}
 	return r.buf[r.pos], nil
+}
+
+// Complete reports whether the buffer holds all of what, if it is an encrypted
+// text, comes next: Sealed then does not read from the stream.
+func (r *Reader) Complete() bool {
+	start := r.pos + len(sealedPrefix) + ivChars + len(sealedMiddle)
+	if start >= r.end {
+		return false
+	}
+	if r.payload == start {
+		return true
+	}
+	n := bytes.IndexByte(r.buf[start:r.end], '"')
+	if n < 0 || start+n+len(sealedSuffix) > r.end {
+		return false
+	}
+	r.payload, r.quote = start, start+n
+	return true
+}
+
+// nextQuote is where the first quote in have is, which starts at pos; -1 if
+// there is none.
+func (r *Reader) nextQuote(have []byte) int {
+	if r.payload == r.pos && r.pos > 0 {
+		return r.quote - r.pos
+	}
+	return bytes.IndexByte(have, '"')
 }
 
 // Response reads a clear response and returns ErrRejected, or a Violation if
@@ -166,7 +204,7 @@ func (r *Reader) base64(dst []byte, minLen, maxLen int, end string) ([]byte, err
 	seen := 0 // characters decoded so far: a multiple of 4
 	for {
 		have := r.buf[r.pos:r.end]
-		quote := bytes.IndexByte(have, '"')
+		quote := r.nextQuote(have)
 		last := quote >= 0
 		if last {
 			have = have[:quote]
@@ -246,17 +284,16 @@ func validTail(src []byte) bool {
 // fill reads more bytes behind buf[pos:end], moving those to the front when
 // the room behind them is small.
 func (r *Reader) fill() error {
-	if r.pos == r.end {
-		r.textStart -= r.pos
-		r.pos, r.end = 0, 0
-	} else if r.end == len(r.buf) {
-		copy(r.buf, r.buf[r.pos:r.end])
-		r.textStart -= r.pos
-		r.end -= r.pos
-		r.pos = 0
+	r.payload = 0
+	switch {
+	case r.filled && len(r.buf) < r.max:
+		r.move(make([]byte, 2*len(r.buf)))
+	case r.pos == r.end, r.end == len(r.buf):
+		r.move(r.buf)
 	}
 	n, err := r.src.Read(r.buf[r.end:])
 	r.end += n
+	r.filled = r.end == len(r.buf)
 	switch {
 	case n > 0:
 		r.emptyReads = 0
