@@ -69,6 +69,8 @@ func TestWebhook(t *testing.T) {
 	rollout(t, "sealane-system", "deployment/sealane-injector")
 	optedIn(t, "opted-in", "sealane.dev/inject=enabled")
 	namespace(t, "left-out")
+	// kube-proxy learns of an endpoint up to a second after the rollout is done.
+	waitFor(t, time.Minute, "the webhook to answer", func() bool { return create(t, "opted-in", "first") == nil })
 
 	t.Run("every kind", everyKindInjected)
 	t.Run("same pod as offline", samePodAsOffline)
