@@ -490,7 +490,7 @@ func TestWindowFollowsTheRoundTrip(t *testing.T) {
 		rtt         time.Duration
 		bulk, mixed int
 	}{
-		{0, 4 << 20, 96 << 10}, {100 * time.Microsecond, 4 << 20, 96 << 10}, {2 * time.Millisecond, 4 << 20, 16 << 20 / 25},
+		{0, 4 << 20, 64 << 10}, {100 * time.Microsecond, 4 << 20, 64 << 10}, {2 * time.Millisecond, 4 << 20, 16 << 20 / 25},
 		{25 * time.Millisecond, 32 << 20, 8 << 20}, {50 * time.Millisecond, 64 << 20, 16 << 20}, {time.Second, 64 << 20, 64 << 20},
 	} {
 		if bulk, mixed := windowFor(c.rtt, false), windowFor(c.rtt, true); bulk != c.bulk || mixed != c.mixed {

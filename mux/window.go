@@ -206,7 +206,7 @@ func (g *guard) heard(f *flow, length int) {
 func windowFor(rtt time.Duration, company bool) int {
 	least, perRTT := int64(4<<20), int64(rtt)*maxWindow/int64(50*time.Millisecond)
 	if company {
-		least, perRTT = 96<<10, perRTT/4
+		least, perRTT = minWindow, perRTT/4
 	}
 	return int(max(least, min(maxWindow, perRTT)))
 }

@@ -496,3 +496,66 @@ func hmacExpand(secret []byte, info string) []byte {
 	mac.Write([]byte(info + "\x01"))
 	return mac.Sum(nil)
 }
+
+// inEach runs a benchmark of full records in the transforms whose cost is that
+// of the records alone.
+func inEach(b *testing.B, run func(b *testing.B, f *forge, transform string)) {
+	for _, transform := range []string{TransformJSON, TransformPacked} {
+		for _, cipher := range []string{cipherAES, cipherChaCha} {
+			b.Run(transform+"/"+cipher, func(b *testing.B) {
+				b.SetBytes(MaxBody)
+				b.ReportAllocs()
+				run(b, newForge(b, transform, cipher, 0), transform)
+			})
+		}
+	}
+}
+
+func BenchmarkSeal(b *testing.B) {
+	inEach(b, func(b *testing.B, f *forge, _ string) {
+		buf := make([]byte, maxPlaintext+tagLen)
+		var out []byte
+		for b.Loop() {
+			var err error
+			if out, err = f.sealer.data(out[:0], buf, maxPlaintext); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
+
+// BenchmarkOpen reads the same records again and again.
+func BenchmarkOpen(b *testing.B) {
+	inEach(b, func(b *testing.B, f *forge, transform string) {
+		const records = 32
+		var wire []byte
+		for range records {
+			wire = append(wire, f.data(strings.Repeat("a", MaxBody))...)
+		}
+		src := readOnly{Reader: &ring{text: wire}}
+		secret := f.secret
+		var o opener
+		if err := o.keys.init(f.cipher, &secret); err != nil {
+			b.Fatal(err)
+		}
+		o.dec = newDecoder(transform, container.NewReader(src), src, false)
+		for n := 0; b.Loop(); n++ {
+			o.keys.number = uint64(n % records)
+			if _, _, err := o.next(); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
+
+// A ring gives the same text for ever.
+type ring struct {
+	text []byte
+	at   int
+}
+
+func (r *ring) Read(p []byte) (int, error) {
+	n := copy(p, r.text[r.at:])
+	r.at = (r.at + n) % len(r.text)
+	return n, nil
+}
