@@ -64,7 +64,7 @@ type settings struct {
 func fullSettings(phase time.Duration) settings {
 	return settings{
 		phase: phase, warm: phase / 5, farPhase: phase, farWarm: phase,
-		idle: 8000, hold: 18000, settle: 10 * time.Second,
+		idle: 8000, hold: 18000, settle: 20 * time.Second,
 	}
 }
 

@@ -297,7 +297,7 @@ func heldRow(id string, n, every int) func(*cell) (values, error) {
 	}
 }
 
-// settledMemory is the proxies' resident memory once it has stayed the same, within 1 %, for 2 s, or when
+// settledMemory is the proxies' resident memory once it has stayed the same, within 1 %, for 5 s, or when
 // the time for that is over.
 func (c *cell) settledMemory() (int64, error) {
 	var last int64
@@ -310,7 +310,7 @@ func (c *cell) settledMemory() (int64, error) {
 		if diff := now.rss - last; diff > last/100 || diff < -last/100 {
 			last, steady = now.rss, time.Now()
 		}
-		if time.Since(start) >= c.set.settle || time.Since(steady) >= 2*time.Second {
+		if time.Since(start) >= c.set.settle || time.Since(steady) >= 5*time.Second {
 			return now.rss, nil
 		}
 		select {

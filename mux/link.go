@@ -421,7 +421,6 @@ func (l *link) serve(s *Stream) {
 		cancel()
 		return
 	}
-	s.OnAbort(cancel)
 	in := &Inbound{stream: s, ctx: ctx}
 	l.mux.handler(in)
 	if !in.answered.Load() {
@@ -444,7 +443,7 @@ func (in *Inbound) Peer() string { return in.stream.Peer() }
 func (in *Inbound) Open() Open { return in.stream.open }
 
 // Context ends when the opener gives up, when the link dies, and when the
-// stream is over.
+// stream is answered.
 func (in *Inbound) Context() context.Context { return in.ctx }
 
 var errAnswered = errors.New("stream already answered")
@@ -454,6 +453,7 @@ func (in *Inbound) Accept() (*Stream, error) {
 	if !in.answered.CompareAndSwap(false, true) {
 		return nil, errAnswered
 	}
+	in.stream.endContext() // which an idle stream need not keep
 	if err := in.stream.writeFirst(appendOpened(nil, StatusOK, "")); err != nil {
 		return nil, err
 	}

@@ -291,6 +291,7 @@ func (s *Stream) abort(cause error, tell bool) {
 	s.onAbort = nil
 	attached := s.ys != nil
 	s.mu.Unlock()
+	s.endContext()
 	s.link.guard.abandon(s.flow)
 	for _, f := range callbacks {
 		go f()
@@ -321,14 +322,20 @@ func (s *Stream) tearDown(cause error, tell bool) {
 // release gives the stream's place back.
 func (s *Stream) release() {
 	s.mu.Lock()
+	s.onAbort = nil
+	s.mu.Unlock()
+	s.link.remove(s)
+}
+
+// endContext ends the Inbound's context, if there is one.
+func (s *Stream) endContext() {
+	s.mu.Lock()
 	cancel := s.cancel
 	s.cancel = nil
-	s.onAbort = nil
 	s.mu.Unlock()
 	if cancel != nil {
 		cancel()
 	}
-	s.link.remove(s)
 }
 
 // SetDeadline implements net.Conn.

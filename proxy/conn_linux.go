@@ -54,7 +54,9 @@ func (r *sockReader) read(take func() [][]byte, drop func()) (int, error) {
 		return r.lazy.ReadLazy(take, drop)
 	}
 	r.take, r.drop, r.none, r.n, r.err = take, drop, false, 0, nil
-	if err := r.raw.Read(r.try); err != nil {
+	err := r.raw.Read(r.try)
+	r.take, r.drop = nil, nil // an idle connection keeps nothing for them
+	if err != nil {
 		return 0, err
 	}
 	if r.err != nil {

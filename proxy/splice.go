@@ -146,7 +146,6 @@ func (s *splice) failed() bool {
 // upload carries bytes from the near side to the far side.
 func (s *splice) upload() {
 	for {
-		s.reader.err = nil
 		err := s.far.copyFrom(&s.reader)
 		if !errors.Is(s.reader.err, os.ErrDeadlineExceeded) {
 			s.uploaded(err)
@@ -154,6 +153,7 @@ func (s *splice) upload() {
 			s.stopped()
 			return
 		}
+		s.reader.err = nil
 		if s.sleepUpload() {
 			return
 		}
