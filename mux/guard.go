@@ -75,7 +75,7 @@ type guard struct {
 	bodyFlow *flow // whom it is for; nil: for a stream that was forgotten
 	bodySkip bool  // nobody wants it
 	bodyEnds bool  // its header ended the stream, too
-	records  [maxBurst][]byte
+	records  [session.MaxRecords][]byte
 	events   []event
 	bodies   [][]byte // of events of one flow
 	readErr  error

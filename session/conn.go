@@ -174,7 +174,7 @@ func (c *Conn) ReadRecords(bodies [][]byte) ([][]byte, error) {
 	defer c.eraseIfEnded()
 	c.rx.mu.Lock()
 	defer c.rx.mu.Unlock()
-	room := min(cap(bodies)-len(bodies), maxTogether)
+	room := min(cap(bodies)-len(bodies), MaxRecords)
 	for n := 0; n < room; n++ {
 		if n == 0 {
 			if err := c.awaitData(); err != nil {

@@ -279,7 +279,7 @@ func TestReadRecords(t *testing.T) {
 			var err error
 			for calls := 0; err == nil; calls++ {
 				var bodies [][]byte
-				bodies, err = r.ReadRecords(make([][]byte, 0, maxTogether))
+				bodies, err = r.ReadRecords(make([][]byte, 0, MaxRecords))
 				if err != nil && len(bodies) > 0 {
 					t.Fatalf("%s: records and %v", transform, err)
 				}
@@ -345,7 +345,7 @@ func TestQueueBuffer(t *testing.T) {
 	go func() {
 		var got []byte
 		for {
-			bodies, err := r.ReadRecords(make([][]byte, 0, maxTogether))
+			bodies, err := r.ReadRecords(make([][]byte, 0, MaxRecords))
 			for _, b := range bodies {
 				got = append(got, b...)
 			}

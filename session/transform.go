@@ -12,8 +12,9 @@ import (
 	"github.com/sealane/sealane/session/container"
 )
 
-// maxTogether is how many records are read together, if they are there at once.
-const maxTogether = 8
+// MaxRecords is how many records are read together, if they are there at once:
+// as many of the largest as a read buffer holds.
+const MaxRecords = maxBuffer / maxPlaintext
 
 // A link's read buffer begins with startBuffer bytes, and doubles up to
 // maxBuffer, several of the largest records per read call, while reads fill it.
@@ -35,7 +36,7 @@ type encoder interface {
 // A decoder takes them off the wire.
 type decoder interface {
 	// next gives the payload of one record, free to be overwritten. It is
-	// valid until next is called without complete, or maxTogether times.
+	// valid until next is called without complete, or MaxRecords times.
 	next(iv *[container.IVLen]byte) ([]byte, error)
 	// complete reports whether the next record is there already.
 	complete() bool
@@ -115,13 +116,13 @@ func (jsonEncoder) flush(dst []byte) []byte { return dst }
 
 type jsonDecoder struct {
 	texts      *container.Reader
-	payloads   [maxTogether][]byte // made when they are needed
-	last       int                 // the one that was used last
+	payloads   [MaxRecords][]byte // made when they are needed
+	last       int                // the one that was used last
 	rejectable bool
 }
 
 func (d *jsonDecoder) next(iv *[container.IVLen]byte) ([]byte, error) {
-	if d.last++; d.last == maxTogether || !d.complete() {
+	if d.last++; d.last == MaxRecords || !d.complete() {
 		d.last = 0
 	}
 	if d.payloads[d.last] == nil {
