@@ -141,39 +141,47 @@ func TestBadUsage(t *testing.T) {
 	}
 }
 
-// TestFailure runs a pair whose proxy ends at once: that fails the run, unless the pair is a foreign one.
+// TestFailure runs pairs of which a proxy ends at once, the second with another that answers alone: that fails the
+// run, unless the pair is a foreign one.
 func TestFailure(t *testing.T) {
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, foreign := range []bool{false, true} {
-		set := shortSettings()
-		rows, err := chooseRows(allRows(set, tcpWindow), "rr1")
-		if err != nil {
-			t.Fatal(err)
-		}
-		b := &bench{
-			self: self, dir: t.TempDir(), set: set, rows: rows, rounds: 2, limit: 1000, progress: io.Discard,
-			pairs: []pairSpec{{Name: "broken", Commands: [][]string{{"sh", "-c", "echo no luck; exit 3"}}, foreign: foreign}},
-		}
-		samples := b.run(t.Context())
-		if n := len(samples[key{"rr1", "broken"}]); n != 1 {
-			t.Errorf("tried in %d rounds, want 1", n)
-		}
-		rep := b.report(samples)
-		if rep.Failed == foreign {
-			t.Errorf("foreign %v: failed %v", foreign, rep.Failed)
-		}
-		var table strings.Builder
-		if err := rep.writeTable(&table); err != nil {
-			t.Fatal(err)
-		}
-		if !strings.Contains(table.String(), "no luck") {
-			t.Errorf("the table does not say why:\n%s", &table)
-		}
-		if left, err := os.ReadDir(b.dir); err != nil || len(left) != 0 {
-			t.Errorf("left behind: %v, %v", left, err)
-		}
+	dies := []string{"sh", "-c", "echo no luck; exit 3"}
+	answers := []string{self, "relay", "-listen", "{entry}", "-to", "{target}"}
+	for _, commands := range [][][]string{{dies}, {dies, answers}} {
+		testFailure(t, self, commands, false)
+		testFailure(t, self, commands, true)
+	}
+}
+
+func testFailure(t *testing.T, self string, commands [][]string, foreign bool) {
+	set := shortSettings()
+	rows, err := chooseRows(allRows(set, tcpWindow), "rr1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &bench{
+		self: self, dir: t.TempDir(), set: set, rows: rows, rounds: 2, limit: 1000, progress: io.Discard,
+		pairs: []pairSpec{{Name: "broken", Commands: commands, foreign: foreign}},
+	}
+	samples := b.run(t.Context())
+	if n := len(samples[key{"rr1", "broken"}]); n != 1 {
+		t.Errorf("tried in %d rounds, want 1", n)
+	}
+	rep := b.report(samples)
+	if rep.Failed == foreign {
+		t.Errorf("foreign %v: failed %v", foreign, rep.Failed)
+	}
+	var table strings.Builder
+	if err := rep.writeTable(&table); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(table.String(), "no luck") {
+		t.Errorf("the table does not say why:\n%s", &table)
+	}
+	if left, err := os.ReadDir(b.dir); err != nil || len(left) != 0 {
+		t.Errorf("left behind: %v, %v", left, err)
 	}
 }

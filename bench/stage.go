@@ -41,13 +41,9 @@ func (s *stage) start(ctx context.Context, self string, spec pairSpec, flight in
 	if err := writeSecrets(s.dir); err != nil {
 		return err
 	}
-	addr := make(map[string]string)
-	for _, name := range []string{"target", "link", "peer", "entry"} {
-		a, err := freeAddr()
-		if err != nil {
-			return err
-		}
-		addr[name] = a
+	addr, err := freeAddrs("target", "link", "peer", "entry")
+	if err != nil {
+		return err
 	}
 	target, err := start(s.dir, []string{self, "target", "-listen", addr["target"]})
 	if err != nil {
@@ -190,17 +186,30 @@ func (s *stage) close() error {
 	return os.RemoveAll(s.dir)
 }
 
-// freeAddr finds a port that nobody listens on, below those that the kernel gives to outgoing connections.
-// Another program could take it first: the stage then does not start, and is tried again.
-func freeAddr() (string, error) {
+// freeAddrs finds an address for each name, all different.
+func freeAddrs(names ...string) (map[string]string, error) {
+	addr := make(map[string]string)
+	for _, name := range names {
+		l, err := listenFree()
+		if err != nil {
+			return nil, err
+		}
+		defer l.Close() // once all are found
+		addr[name] = l.Addr().String()
+	}
+	return addr, nil
+}
+
+// listenFree listens on a port below those that the kernel gives to outgoing connections. Another program could
+// take it once it is closed: the stage then does not start, and is tried again.
+func listenFree() (net.Listener, error) {
 	var last error
 	for range 100 {
 		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(10240+rand.IntN(32768-10240))))
-		if err != nil {
-			last = err
-			continue
+		if err == nil {
+			return l, nil
 		}
-		return l.Addr().String(), l.Close()
+		last = err
 	}
-	return "", fmt.Errorf("find a free port: %w", last)
+	return nil, fmt.Errorf("find a free port: %w", last)
 }
