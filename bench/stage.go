@@ -200,12 +200,12 @@ func freeAddrs(names ...string) (map[string]string, error) {
 	return addr, nil
 }
 
-// listenFree listens on a port below those that the kernel gives to outgoing connections. Another program could
-// take it once it is closed: the stage then does not start, and is tried again.
+// listenFree listens on a port below those that the kernel gives to outgoing connections and package lab's tests use.
+// Another program could take it once it is closed: the stage then does not start, and is tried again.
 func listenFree() (net.Listener, error) {
 	var last error
 	for range 100 {
-		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(10240+rand.IntN(32768-10240))))
+		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(10240+rand.IntN(15000-10240))))
 		if err == nil {
 			return l, nil
 		}

@@ -61,8 +61,7 @@ func FreePort(t *testing.T) int {
 		if err != nil {
 			continue
 		}
-		if l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
-			l.Close()
+		if free(port) {
 			t.Cleanup(func() { lock.Close() })
 			return port
 		}
@@ -70,6 +69,19 @@ func FreePort(t *testing.T) int {
 	}
 	t.Fatal("no free port")
 	return 0
+}
+
+func free(port int) bool {
+	// A process that another test starts now would hold the listener, too, until
+	// its exec.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+	if err != nil {
+		return false
+	}
+	l.Close()
+	return true
 }
 
 // Eventually polls a condition for up to 30 s.

@@ -18,7 +18,8 @@ const closeWait = time.Second
 // called at any time.
 //
 // Deadlines are those of the transport, and an operation that misses one ends
-// the session: half a record cannot be taken back.
+// the session: half a record cannot be taken back. The transport's Write has to
+// say how much it wrote before a deadline, as TCP's does: Close goes on there.
 type Conn struct {
 	transport *counter
 	info      info
@@ -290,10 +291,9 @@ func (c *Conn) Abort(err error) {
 // Blocked calls return at once with net.ErrClosed.
 func (c *Conn) Close() error {
 	c.closing.Store(true)
-	first := c.tx.shut()
+	first := c.shut()
 	if first {
 		c.transport.SetReadDeadline(time.Unix(1, 0)) // unblock Read
-		c.transport.SetWriteDeadline(time.Now().Add(closeWait))
 	}
 	<-c.flusher
 	if first && c.Err() == nil {
@@ -310,9 +310,7 @@ func (c *Conn) Close() error {
 
 // answerClose sends this side's close after the peer's, which waits for it.
 func (c *Conn) answerClose() {
-	if c.tx.shut() {
-		c.transport.SetWriteDeadline(time.Now().Add(closeWait))
-	}
+	c.shut()
 	<-c.flusher
 }
 

@@ -284,6 +284,40 @@ func TestCloseUnblocksAtOnce(t *testing.T) {
 	}
 }
 
+// TestCloseInTheMiddleOfAWrite: what Write said it took arrives, and the end
+// behind it.
+func TestCloseInTheMiddleOfAWrite(t *testing.T) {
+	for _, transform := range []string{TransformJSON, TransformPacked, TransformGzip} {
+		i, r := pair(t, func(ic, rc *Config) { ic.Transform, rc.Transform = transform, transform })
+		sent, written := sha256.New(), make(chan struct{})
+		go func() {
+			defer close(written)
+			source := rand.NewChaCha8([32]byte{})
+			for p := make([]byte, 1<<20); ; {
+				source.Read(p)
+				n, err := i.Write(p)
+				sent.Write(p[:n])
+				if err != nil {
+					return
+				}
+			}
+		}()
+		for before := uint64(0); i.Stats().WireOut != before || before < 1<<20; { // the pipe is full
+			before = i.Stats().WireOut
+			time.Sleep(10 * time.Millisecond)
+		}
+		go i.Close()
+		<-written
+		got := sha256.New()
+		if _, err := io.Copy(got, r); err != nil {
+			t.Fatalf("%s: %v", transform, err)
+		}
+		if !bytes.Equal(got.Sum(nil), sent.Sum(nil)) {
+			t.Errorf("%s: not what was written", transform)
+		}
+	}
+}
+
 func TestAbort(t *testing.T) {
 	i, r := pair(t, nil)
 	cause := errors.New("cause")

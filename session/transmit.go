@@ -1,11 +1,14 @@
 package session
 
 import (
+	"errors"
 	"fmt"
 	"net"
+	"os"
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 const (
@@ -65,10 +68,12 @@ type transmitter struct {
 	spare []*Buffer // empty; fill's array after the next swap
 	busy  bool      // somebody sends, and owns seal and out
 	ended error     // what Queue returns; set by the first of shut and stop
+	until time.Time // when sending has to be over; set by shut
 	dead  bool      // stop was called: send nothing more
 
 	seal sealer
 	out  []byte // sealed bytes of one batch
+	rest []byte // of out: what shut kept a sender from writing
 
 	records atomic.Uint64
 	bytes   atomic.Uint64
@@ -222,15 +227,19 @@ func (c *Conn) sendFill() bool {
 	return err == nil
 }
 
-// shut ends writing: what is queued and a sealed close still go out. It
+// shut ends writing: what is queued and a sealed close still go out, for at
+// most closeWait. Who is sending returns at once, and the flusher goes on. It
 // reports whether it was the first to end it.
-func (t *transmitter) shut() bool {
+func (c *Conn) shut() bool {
+	t := &c.tx
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.ended != nil {
 		return false
 	}
 	t.ended = net.ErrClosed
+	t.until = time.Now().Add(closeWait)
+	c.transport.SetWriteDeadline(time.Unix(1, 0))
 	t.work.Signal()
 	t.room.Broadcast()
 	return true
@@ -260,10 +269,15 @@ func (c *Conn) flushLoop() {
 		for t.busy || len(t.fill) == 0 && t.ended == nil {
 			t.work.Wait()
 		}
+		if t.ended != nil {
+			c.transport.SetWriteDeadline(t.until) // after shut's, under the same lock
+		}
 		switch {
 		case t.dead:
 			t.drop()
 			return
+		case len(t.rest) > 0:
+			c.sendRest()
 		case len(t.fill) > 0:
 			c.sendFill()
 		default:
@@ -279,6 +293,21 @@ func (t *transmitter) drop() {
 		b.Free()
 	}
 	t.fill = nil
+}
+
+// sendRest goes on where shut stopped a sender, with mu held except while it
+// does.
+func (c *Conn) sendRest() {
+	t := &c.tx
+	t.busy = true
+	t.mu.Unlock()
+	_, err := c.transport.Write(t.rest)
+	t.rest = nil
+	if err != nil {
+		c.fail(fmt.Errorf("write: %w", err))
+	}
+	t.mu.Lock()
+	t.busy = false
 }
 
 // sendClose sends the sealed close, with mu held except while it does.
@@ -318,6 +347,17 @@ func (c *Conn) writeNow(seal func(dst []byte) ([]byte, error)) error {
 		return err
 	}
 	t.out = t.seal.enc.flush(out)
-	_, err = c.transport.Write(t.out)
+	n, err := c.transport.Write(t.out)
+	if err != nil && t.stoppedBy(err) {
+		t.rest, err = t.out[n:], nil
+	}
 	return err
+}
+
+// stoppedBy reports whether a Write's error is the deadline that shut set to
+// stop it, and there is time for the rest.
+func (t *transmitter) stoppedBy(err error) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return errors.Is(err, os.ErrDeadlineExceeded) && time.Now().Before(t.until)
 }
