@@ -130,6 +130,11 @@ func (n *node) linksSince(step time.Time) {
 // stop drains the sidecar and returns its exit code.
 func (n *node) stop() int {
 	n.Process.Process.Signal(syscall.SIGTERM)
+	return n.ended()
+}
+
+// ended waits for the sidecar's end and returns its exit code.
+func (n *node) ended() int {
 	n.Wait()
 	return n.ProcessState.ExitCode()
 }
