@@ -51,6 +51,7 @@ type link struct {
 	requests chan *openRequest
 	gone     chan struct{} // closed when no more streams can be opened
 	retired  sync.Once     // closes gone
+	left     atomic.Bool   // the peer sent go away
 	dead     chan struct{} // closed when the link has ended
 	done     chan struct{} // closed when its goroutines have, too
 
@@ -73,7 +74,7 @@ func newLink(p *peer, conn sealedConn, raw net.Conn, dialed bool, address string
 		streams:  make(map[*Stream]struct{}),
 	}
 	l.guard = newGuard(conn, dialed, p.mux.budget, guardHooks{
-		goAway: l.retire,
+		goAway: l.peerLeft,
 		ended:  l.ended,
 		opened: func(f *flow) receiver { return newStream(l, f) },
 	})
@@ -184,6 +185,13 @@ func (l *link) retire() {
 	l.retired.Do(func() { close(l.gone) })
 }
 
+// peerLeft notes that the peer takes no more streams. It says so before it
+// closes the first one unanswered.
+func (l *link) peerLeft() {
+	l.left.Store(true)
+	l.retire()
+}
+
 // leave makes the peer open no more streams here. Those on their way are
 // closed unanswered, which tells it to open them elsewhere.
 func (l *link) leave() {
@@ -280,9 +288,19 @@ func (l *link) openOne(frame []byte) (*Stream, error) {
 	s.attach(ys)
 	l.add(s)
 	if err := s.writeFirst(frame); err != nil && !s.answered() {
-		return nil, fmt.Errorf("%w: %w", errUnanswered, err)
+		return nil, l.unanswered(err)
 	}
 	return s, nil
+}
+
+// unanswered is the error of a stream that ended before its answer: of one
+// that the peer's going away refused, or else of one that may have reached a
+// target.
+func (l *link) unanswered(err error) error {
+	if l.left.Load() {
+		return fmt.Errorf("%w: %w", errGoAway, err)
+	}
+	return fmt.Errorf("%w: %w", errUnanswered, err)
 }
 
 // open opens a stream and waits for its answer. The caller has counted it at
@@ -298,7 +316,7 @@ func (l *link) open(ctx context.Context, o Open, frame []byte) (*Stream, error) 
 		return nil, context.Cause(ctx)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errUnanswered, err)
+		return nil, l.unanswered(err)
 	}
 	status, text, err := parseOpened(body)
 	if err != nil {

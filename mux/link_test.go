@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/yamux"
+
 	"github.com/sealane/sealane/session"
 )
 
@@ -606,6 +608,108 @@ func TestUnansweredOpenIsRetriedOnce(t *testing.T) {
 	if err := <-result; !errors.Is(err, errUnanswered) || !errors.Is(err, ErrTruncated) {
 		t.Fatal(err)
 	}
+}
+
+// TestUnansweredOpenGoesElsewhere: the retry of a stream whose link died does
+// not go to the same node's next link, which may die just so.
+func TestUnansweredOpenGoesElsewhere(t *testing.T) {
+	var dying atomic.Int64
+	dying.Store(-1)
+	a, _, ms := exits(t, 2, func(i int) func(*Inbound) {
+		return func(in *Inbound) {
+			if dying.Load() == int64(i) {
+				in.stream.link.raw.Close()
+				return
+			}
+			echo(in)
+		}
+	}, func(p *Peer, _ *Config) { p.Links = 3 })
+	var links map[string]int
+	eventually(t, "each address has a link, and one has two", func() bool {
+		links = linkAddresses(a)
+		return len(links) == 2 && len(a.allLinks()) == 3
+	})
+	twice := 0
+	if links[ms[1].addr()] == 2 {
+		twice = 1
+	}
+	for range 6 { // two on each link, of which those of the two links end
+		if s := open(t, a, "b"); s.link.address == ms[twice].addr() {
+			s.Reset(ResetApp)
+		} else {
+			defer s.Close()
+		}
+	}
+	eventually(t, "the two have less to do", func() bool {
+		for _, l := range a.allLinks() {
+			if l.address == ms[twice].addr() && l.load.Load() > 0 {
+				return false
+			}
+		}
+		return true
+	})
+	dying.Store(int64(twice))
+	open(t, a, "b").Close()
+}
+
+// TestEveryLinkLeaves: a stream goes on to the next link for as long as the
+// one before it goes away.
+func TestEveryLinkLeaves(t *testing.T) {
+	ka, kb := newKey(t), newKey(t)
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer ln.Close()
+	var asked atomic.Int64
+	wg.Go(func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() { leaveTwice(t, c, kb, ka.Public(), &asked) })
+		}
+	})
+	a := newNode(t, ka, []Peer{{Name: "b", Keys: []session.PublicKey{kb.Public()}, Addresses: []string{ln.Addr().String()}, Links: 3}}, nil)
+	defer a.Close()
+	eventually(t, "three links", func() bool { return len(a.allLinks()) == 3 })
+	open(t, a, "b").Close()
+	if n := asked.Load(); n != 3 {
+		t.Errorf("opened %d times, want 3", n)
+	}
+}
+
+// leaveTwice is a peer that goes away when it is asked for a stream, and the
+// third time answers.
+func leaveTwice(t *testing.T, c net.Conn, key *session.PrivateKey, peer session.PublicKey, asked *atomic.Int64) {
+	defer c.Close()
+	conn, err := session.Respond(testContext(t), c, session.Config{Key: key, Authorize: func(k session.PublicKey) bool { return k == peer }})
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	ys, err := yamux.Server(conn, yamuxTestConfig())
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer ys.Close()
+	s, err := ys.AcceptStream()
+	if err != nil {
+		return
+	}
+	defer s.Close()
+	if asked.Add(1) < 3 {
+		if err := ys.GoAway(); err != nil {
+			t.Error(err)
+		}
+		return
+	}
+	s.Write(appendOpened(nil, StatusOK, ""))
+	io.Copy(io.Discard, s)
 }
 
 // A target that refuses behind one of a peer's addresses may be there behind

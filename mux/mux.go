@@ -341,10 +341,11 @@ func (m *Mux) peerByKey(k session.PublicKey) *peer {
 
 // Open opens a stream to a peer. It waits for a link, and for the peer's
 // answer, until ctx ends. No byte of an app is sent before the answer, so the
-// OPEN may be tried on another link: once if it was not answered, because the
-// peer drains or the link died, and at each of the peer's other addresses if
-// the target refused behind this one. Behind the same name may be a node whose
-// app is just starting or ending and one whose app runs.
+// OPEN may be tried on another link: whenever the peer drains behind this one,
+// once if the link died before the answer, rather at another address, and at
+// each of the peer's other addresses if the target refused behind this one.
+// Behind the same name may be a node whose app is just starting or ending and
+// one whose app runs.
 func (m *Mux) Open(ctx context.Context, peer string, o Open) (*Stream, error) {
 	m.mu.Lock()
 	p, closed := m.peers[peer], m.closed
@@ -379,10 +380,12 @@ func (m *Mux) Open(ctx context.Context, peer string, o Open) (*Stream, error) {
 		switch {
 		case ctx.Err() != nil:
 			return nil, fmt.Errorf("opening a stream to %s: %w", peer, err)
-		case errors.Is(err, errGoAway): // it was never sent
+		case errors.Is(err, errGoAway): // that link is not picked again
 			continue
 		case errors.Is(err, errUnanswered) && unanswered == 0:
 			unanswered++
+			// Its node's other links may be as dead.
+			next = p.elsewhere(append(refused, l.address))
 			continue
 		case errors.As(err, &answer) && answer.Status == StatusRefused && l.dialed:
 			refused = append(refused, l.address)
