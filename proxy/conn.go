@@ -29,6 +29,10 @@ type conn struct {
 	nap    sleeper
 }
 
+// unsentLimit is how many bytes the kernel keeps for a slow reader of a
+// connection in a crowd, beside those that are on their way to it.
+const unsentLimit = 128 << 10
+
 // newConn wraps a socket. ahead holds bytes that were already read from it.
 //
 // From here on a TCP socket that closes without finish is reset: also when this

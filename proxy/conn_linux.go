@@ -259,6 +259,16 @@ func (c *conn) broken() bool {
 	return broken
 }
 
+// limitUnsent has the kernel take no more than unsentLimit bytes ahead of what
+// it can send. Where it fails, more is taken.
+func (c *conn) limitUnsent() {
+	if c.rd.raw != nil && !c.isUnix {
+		c.rd.raw.Control(func(fd uintptr) {
+			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsentLimit)
+		})
+	}
+}
+
 func setMark(fd uintptr, mark uint32) error {
 	return os.NewSyscallError("setsockopt", unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, int(mark)))
 }

@@ -28,6 +28,9 @@ func (w *sockWriter) write([][]byte) (int, error) { return 0, nil }
 // broken is known on Linux only.
 func (c *conn) broken() bool { return false }
 
+// limitUnsent works on Linux only.
+func (c *conn) limitUnsent() {}
+
 func setMark(uintptr, uint32) error { return errors.New("socket marks exist on Linux only") }
 
 func resetOnClose(uintptr) error { return nil }

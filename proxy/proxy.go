@@ -336,22 +336,31 @@ func (p *Proxy) carry(rec *record, near *conn, far far, revoked func(*state) str
 	if hooks.StreamOpened != nil {
 		hooks.StreamOpened(rec.peer, rec.via)
 	}
-	p.register(s)
+	if p.register(s) > crowd {
+		near.limitUnsent()
+	}
 	s.start()
 }
 
-// register makes the splice known to Update, Drain and the sweeper. What
-// those decided while the stream was being opened holds for it too.
-func (p *Proxy) register(s *splice) {
+// crowd is up to how many connections the kernel may fill its send buffers,
+// which is a little faster. More of them with readers that stand still would
+// take what it has for all of TCP, and it would cut the healthy ones' windows.
+const crowd = 64
+
+// register makes the splice known to Update, Drain and the sweeper, and returns
+// how many there are now. What those decided while the stream was being opened
+// holds for it too.
+func (p *Proxy) register(s *splice) int {
 	p.mu.Lock()
 	p.splices[s] = struct{}{}
-	closed := p.closed
+	count, closed := len(p.splices), p.closed
 	p.mu.Unlock()
 	if closed {
 		s.fail(outcome{ResultCut, "cut: shutting down", mux.ResetShuttingDown})
 	} else if why := s.revoked(p.state.Load()); why != "" {
 		s.fail(outcome{ResultCut, why, mux.ResetUnspecified})
 	}
+	return count
 }
 
 // sweep looks after all splices with one goroutine and one timer.

@@ -76,10 +76,12 @@ func TestSlowReaders(t *testing.T) {
 	var healthy sync.WaitGroup
 	healthy.Go(func() { transfer("while the others fill up") })
 	for range count {
-		c, err := net.Dial("tcp", p.echoes)
-		if err != nil {
-			t.Fatal(err)
-		}
+		var c net.Conn
+		lab.Eventually(t, "another one is let in", func() (ok bool) { // none is while the budget is exceeded
+			var err error
+			c, err = net.Dial("tcp", p.echoes)
+			return err == nil
+		})
 		c.(*net.TCPConn).SetReadBuffer(socketBuffer)
 		conns = append(conns, c)
 		opened.Add(1)
