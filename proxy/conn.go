@@ -29,9 +29,11 @@ type conn struct {
 	nap    sleeper
 }
 
-// unsentLimit is how many bytes the kernel keeps for a slow reader of a
-// connection in a crowd, beside those that are on their way to it.
-const unsentLimit = 128 << 10
+// What the kernel keeps for a connection in a crowd that stands still.
+const (
+	unsentLimit = 128 << 10 // bytes that are not yet on their way to the app or target
+	unreadLimit = 128 << 10 // bytes of an app, which is near, and needs no more to be fast
+)
 
 // newConn wraps a socket. ahead holds bytes that were already read from it.
 //

@@ -259,14 +259,18 @@ func (c *conn) broken() bool {
 	return broken
 }
 
-// limitUnsent has the kernel take no more than unsentLimit bytes ahead of what
-// it can send. Where it fails, more is taken.
-func (c *conn) limitUnsent() {
-	if c.rd.raw != nil && !c.isUnix {
-		c.rd.raw.Control(func(fd uintptr) {
-			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsentLimit)
-		})
+// limitKernel has the kernel keep few bytes of a TCP connection: unsentLimit
+// and, of an app's, unreadLimit. Where it fails, more are kept.
+func (c *conn) limitKernel(app bool) {
+	if c.rd.raw == nil || c.isUnix {
+		return
 	}
+	c.rd.raw.Control(func(fd uintptr) {
+		unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsentLimit)
+		if app {
+			unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, unreadLimit)
+		}
+	})
 }
 
 func setMark(fd uintptr, mark uint32) error {

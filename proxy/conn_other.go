@@ -28,8 +28,8 @@ func (w *sockWriter) write([][]byte) (int, error) { return 0, nil }
 // broken is known on Linux only.
 func (c *conn) broken() bool { return false }
 
-// limitUnsent works on Linux only.
-func (c *conn) limitUnsent() {}
+// limitKernel works on Linux only.
+func (c *conn) limitKernel(bool) {}
 
 func setMark(uintptr, uint32) error { return errors.New("socket marks exist on Linux only") }
 

@@ -337,14 +337,14 @@ func (p *Proxy) carry(rec *record, near *conn, far far, revoked func(*state) str
 		hooks.StreamOpened(rec.peer, rec.via)
 	}
 	if p.register(s) > crowd {
-		near.limitUnsent()
+		near.limitKernel(rec.listener != "")
 	}
 	s.start()
 }
 
-// crowd is up to how many connections the kernel may fill its send buffers,
-// which is a little faster. More of them with readers that stand still would
-// take what it has for all of TCP, and it would cut the healthy ones' windows.
+// crowd is up to how many connections the kernel may buffer as it likes, which
+// is a little faster. More of them that stand still would take what it has for
+// all of TCP, and it would drop what the healthy ones send.
 const crowd = 64
 
 // register makes the splice known to Update, Drain and the sweeper, and returns
