@@ -29,8 +29,11 @@ type conn struct {
 	nap    sleeper
 }
 
-// What the kernel keeps for a connection in a crowd that stands still.
+// For the first crowd connections the kernel may buffer as it likes, which is
+// a little faster. More of them that stand still would take what it has for all
+// of TCP, and it would drop what the healthy ones send: it gets limits.
 const (
+	crowd       = 64
 	unsentLimit = 128 << 10 // bytes that are not yet on their way to the app or target
 	unreadLimit = 128 << 10 // bytes of an app, which is near, and needs no more to be fast
 )

@@ -342,11 +342,6 @@ func (p *Proxy) carry(rec *record, near *conn, far far, revoked func(*state) str
 	s.start()
 }
 
-// crowd is up to how many connections the kernel may buffer as it likes, which
-// is a little faster. More of them that stand still would take what it has for
-// all of TCP, and it would drop what the healthy ones send.
-const crowd = 64
-
 // register makes the splice known to Update, Drain and the sweeper, and returns
 // how many there are now. What those decided while the stream was being opened
 // holds for it too.

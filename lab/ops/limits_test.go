@@ -80,6 +80,9 @@ func TestSlowReaders(t *testing.T) {
 		lab.Eventually(t, "another one is let in", func() (ok bool) { // none is while the budget is exceeded
 			var err error
 			c, err = net.Dial("tcp", p.echoes)
+			if err != nil && !isReset(err) {
+				t.Fatal(err)
+			}
 			return err == nil
 		})
 		c.(*net.TCPConn).SetReadBuffer(socketBuffer)
