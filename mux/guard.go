@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/sealane/sealane/session"
+	"github.com/sealane/sealane/session/loan"
 )
 
 const (
@@ -123,8 +124,8 @@ type guardHooks struct {
 type receiver interface {
 	// check appends what is in p to events, or finds that it may not be there.
 	check(p []byte, events []event) ([]event, error)
-	// takeData takes bodies of DATA, and returns how many bytes of the window
-	// that has freed.
+	// takeData takes bodies of DATA, which are lent until it returns, and
+	// returns how many bytes of the window that has freed.
 	takeData(bodies [][]byte) int
 	// take acts on any other event.
 	take(e event)
@@ -272,6 +273,9 @@ func (g *guard) giveData(events []event) []event {
 		events = events[1:]
 	}
 	g.freed(f, freed+f.to.takeData(g.bodies))
+	for _, b := range g.bodies {
+		loan.End(b)
+	}
 	clear(g.bodies)
 	return events
 }

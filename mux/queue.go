@@ -1,6 +1,10 @@
 package mux
 
-import "sync"
+import (
+	"sync"
+
+	"github.com/sealane/sealane/session/loan"
+)
 
 // chunkSizes are the sizes of the pieces that a queue is made of, in bytes.
 var chunkSizes = [...]int{1 << 10, 4 << 10, 16 << 10, 64 << 10}
@@ -83,6 +87,7 @@ func (q *queue) read(p []byte) (total int) {
 // free gives a chunk's memory back.
 func (q *queue) free(c *chunk) {
 	q.budget.release(len(c.buf))
+	loan.End(c.buf)
 	c.start, c.end = 0, 0
 	chunkPools[c.class].Put(c)
 }

@@ -8,6 +8,7 @@ import (
 	"syscall"
 
 	"github.com/sealane/sealane/mux"
+	"github.com/sealane/sealane/session/loan"
 )
 
 // socket is a connection to an app or a target: a *net.TCPConn or *net.UnixConn.
@@ -124,7 +125,10 @@ func copyLazy(w io.Writer, r mux.LazyReader) error {
 		room[0] = buf[:]
 		return room[:]
 	}
-	drop := func() { chunks.Put(buf) }
+	drop := func() {
+		loan.End(buf[:])
+		chunks.Put(buf)
+	}
 	for {
 		n, err := r.ReadLazy(take, drop)
 		if n > 0 {

@@ -87,7 +87,7 @@ type outcome struct {
 }
 
 // converse is the exchange over two conns: the initiator's app speaks, the
-// responder's answers, the initiator closes.
+// responder's, which reads through ReadRecords, answers, the initiator closes.
 func converse(a, b net.Conn, ic, rc Config) (o outcome) {
 	const patience = 10 * time.Second
 	e := shakeMem(a, b, ic, rc, patience)
@@ -118,14 +118,15 @@ func converse(a, b net.Conn, ic, rc Config) (o outcome) {
 		e.r.SetReadDeadline(time.Now().Add(2 * patience))
 		o.rGot = make([]byte, len(appUp))
 		var n int
-		if n, o.rErr = io.ReadFull(e.r, o.rGot); o.rErr != nil {
+		r := reader(e.r, true)
+		if n, o.rErr = io.ReadFull(r, o.rGot); o.rErr != nil {
 			o.rGot = o.rGot[:n]
 			return
 		}
 		if _, o.rErr = io.WriteString(e.r, appDown); o.rErr != nil {
 			return
 		}
-		if n, o.rErr = e.r.Read(make([]byte, 1)); n > 0 {
+		if n, o.rErr = r.Read(make([]byte, 1)); n > 0 {
 			o.rErr = errors.New("more than was sent")
 		} else if o.rErr == io.EOF {
 			o.rErr = nil

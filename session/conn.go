@@ -101,8 +101,8 @@ func (h *handshake) conclude() *Conn {
 		panic("session: " + err.Error())
 	}
 	out.padding, in.padding = c.info.padding, c.info.padding
-	out.limit = h.cfg.rekeyRecords
-	if out.limit == 0 {
+	out.limit = h.cfg.RekeyRecords
+	if out.limit == 0 || out.limit > maxRecords {
 		out.limit = maxRecords
 	}
 	out.enc = newEncoder(c.info.transform)
@@ -123,7 +123,7 @@ func (c *Conn) readVerdict() error {
 	if err != nil {
 		return streamError(err)
 	}
-	if typ != typeControl || c.rx.open.keys.generation > 0 {
+	if typ != typeControl {
 		return violation(RuleControl, "the responder's first record is not its verdict")
 	}
 	switch string(body) {
@@ -170,21 +170,18 @@ func (c *Conn) Read(p []byte) (int, error) {
 // ReadRecords is Read without the copy: it appends to bodies the bodies of the
 // next record, or what Read has left of it, and of those behind it that have
 // arrived as well, up to its capacity. They have at least one byte, and are
-// valid until the next Read or ReadRecords.
+// lent until the next Read or ReadRecords: nothing writes to them before that.
 func (c *Conn) ReadRecords(bodies [][]byte) ([][]byte, error) {
 	defer c.eraseIfEnded()
 	c.rx.mu.Lock()
 	defer c.rx.mu.Unlock()
-	room := min(cap(bodies)-len(bodies), MaxRecords)
-	for n := 0; n < room; n++ {
-		if n == 0 {
+	for first := true; len(bodies) < cap(bodies); first = false {
+		if first {
 			if err := c.awaitData(); err != nil {
 				return bodies, err
 			}
-		} else if !c.rx.open.dec.complete() {
+		} else if !c.takeData() {
 			break
-		} else if c.rx.next = c.nextData(); c.rx.next != nil {
-			break // what came before is to be read first
 		}
 		bodies = append(bodies, c.rx.body)
 		c.rx.body = nil
@@ -204,9 +201,10 @@ func (c *Conn) awaitData() error {
 		if len(c.rx.body) > 0 {
 			return nil
 		}
+		c.rx.open.dec.release()
 		err := c.rx.next
 		if err == nil {
-			err = c.nextData()
+			err = c.nextRecord()
 		}
 		if err == io.EOF {
 			c.answerClose()
@@ -220,11 +218,22 @@ func (c *Conn) awaitData() error {
 	}
 }
 
-// nextData reads one record, which must be data, or the end: io.EOF.
-func (c *Conn) nextData() error {
-	generation := c.rx.open.keys.generation
+// takeData puts the next data into rx.body if it is there, without an end to
+// the loan of what is lent already. What else it finds is told behind that.
+func (c *Conn) takeData() bool {
+	for c.rx.next == nil && c.rx.open.dec.complete() {
+		c.rx.next = c.nextRecord()
+		if len(c.rx.body) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// nextRecord reads one record: data, a rekey, which leaves rx.body empty, or
+// the end, io.EOF.
+func (c *Conn) nextRecord() error {
 	typ, body, err := c.rx.open.next()
-	c.rx.rekeys.Add(uint64(c.rx.open.keys.generation - generation))
 	if err != nil {
 		return streamError(err)
 	}
@@ -233,6 +242,9 @@ func (c *Conn) nextData() error {
 		c.rx.body = body
 		c.rx.records.Add(1)
 		c.rx.bytes.Add(uint64(len(body)))
+		return nil
+	case typeRekey:
+		c.rx.rekeys.Add(1)
 		return nil
 	case typeClose:
 		if c.rx.open.dec.buffered() {

@@ -172,7 +172,7 @@ func TestStress(t *testing.T) {
 		transform := []string{TransformJSON, TransformPacked, TransformGzip}[round%3]
 		i, r := pair(t, func(ic, rc *Config) {
 			ic.Transform, rc.Transform = transform, transform
-			ic.rekeyRecords, rc.rekeyRecords = 3, 4
+			ic.RekeyRecords, rc.RekeyRecords = 3, 4
 		})
 		var wg sync.WaitGroup
 		for _, c := range []*Conn{i, r} {

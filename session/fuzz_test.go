@@ -39,16 +39,28 @@ type sealedText struct {
 	payload []byte
 }
 
-// decodeAll takes records off wire until the decoder refuses.
-func decodeAll(transform string, wire []byte) (all []sealedText, err error) {
+// decodeAll takes records off wire until the decoder refuses, as many at a time
+// as it lends.
+func decodeAll(t *testing.T, transform string, wire []byte) (all []sealedText, err error) {
 	src := bytes.NewReader(wire)
 	d := newDecoder(transform, container.NewReader(src), src, false)
+	var lent [][]byte
 	for {
+		if !d.complete() {
+			for i, p := range lent {
+				if was := all[len(all)-len(lent)+i].payload; !bytes.Equal(p, was) {
+					t.Fatalf("%x became %x during its loan", was, p)
+				}
+			}
+			lent = lent[:0]
+			d.release()
+		}
 		var s sealedText
 		p, err := d.next(&s.iv)
 		if err != nil {
 			return all, err
 		}
+		lent = append(lent, p)
 		s.payload = bytes.Clone(p)
 		all = append(all, s)
 	}
@@ -58,7 +70,7 @@ func decodeAll(transform string, wire []byte) (all []sealedText, err error) {
 func fuzzBijection(f *testing.F, transform string) {
 	recordSeeds(f, transform)
 	f.Fuzz(func(t *testing.T, wire []byte) {
-		all, err := decodeAll(transform, wire)
+		all, err := decodeAll(t, transform, wire)
 		var again []byte
 		for i := range all {
 			again = newEncoder(transform).append(again, &all[i].iv, all[i].payload)
@@ -80,7 +92,7 @@ func FuzzPacked(f *testing.F) { fuzzBijection(f, TransformPacked) }
 func FuzzGzip(f *testing.F) {
 	recordSeeds(f, TransformGzip)
 	f.Fuzz(func(t *testing.T, wire []byte) {
-		all, err := decodeAll(TransformGzip, wire)
+		all, err := decodeAll(t, TransformGzip, wire)
 		var again []byte
 		for i := range all {
 			again = container.AppendSealed(again, &all[i].iv, all[i].payload)
@@ -143,15 +155,16 @@ func FuzzRecord(f *testing.F) {
 	})
 }
 
-// FuzzOpener gives a reader of records any wire: it ends with an error that
-// means something, and whatever it delivers was sealed by the peer.
+// FuzzOpener gives a reader of records any wire, whole and cut in two: it ends
+// with an error that means something, and whatever it delivers, the same both
+// times, was sealed by the peer.
 func FuzzOpener(f *testing.F) {
 	transforms := []string{TransformJSON, TransformPacked, TransformGzip}
 	addSeeds(f, func(add func(...any)) {
 		for _, c := range recordCases() {
 			for k, transform := range transforms {
 				if wire, _ := c.wireOf(f, transform, cipherAES); len(wire) < 20_000 {
-					add(byte(k), c.padding > 0, c.verdict, wire)
+					add(byte(k), c.padding > 0, c.verdict, uint16(len(wire)/2), wire)
 				}
 			}
 		}
@@ -159,12 +172,15 @@ func FuzzOpener(f *testing.F) {
 	secret := newForge(f, TransformJSON, cipherAES, 0).secret
 	// What was ever sealed with the key, in any order that its numbers allow.
 	honest := regexp.MustCompile(`^(one|two|three|before|end|last|too many|next key|old key|hi|1|x)*$`)
-	f.Fuzz(func(t *testing.T, k byte, padding, verdict bool, wire []byte) {
+	f.Fuzz(func(t *testing.T, k byte, padding, verdict bool, cut uint16, wire []byte) {
 		x := reading{transform: transforms[int(k)%3], cipher: cipherAES, secret: secret, verdict: verdict}
 		if padding {
 			x.padding = paddingBlock
 		}
-		data, err := x.open(bytes.NewReader(wire))
+		data, err := x.open(wire)
+		if again, _ := x.openAs(cutAt(wire, int(cut)), true); !bytes.Equal(again, data) {
+			t.Fatalf("%q was delivered, and %q when it came in two pieces", data, again)
+		}
 		named := ruleOf(err) != ""
 		if !named && err != io.EOF && err != ErrTruncated && err != ErrNotFound && err != ErrRejected {
 			t.Fatalf("an end that says nothing: %v", err)

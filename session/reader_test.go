@@ -43,7 +43,7 @@ func captureLink(t *testing.T, transform, cipher string, padding, n int) *captur
 	for _, cfg := range []*Config{&ic, &rc} {
 		cfg.Transform, cfg.Padding = transform, padding
 		cfg.preferChaCha = func() bool { return cipher == cipherChaCha }
-		cfg.rekeyRecords = 7
+		cfg.RekeyRecords = 7
 	}
 	ic.keyLog = func(initiator bool, generation int, key []byte) {
 		mu.Lock()

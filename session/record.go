@@ -128,7 +128,7 @@ type sealer struct {
 // rekeyDue reports whether the next data record must wait for a new key. It
 // leaves room under the old key for the rekey itself and for a close.
 func (s *sealer) rekeyDue() bool {
-	return s.keys.number >= s.limit-2 || time.Since(s.keys.since) >= maxKeyAge
+	return s.keys.number+2 >= s.limit || time.Since(s.keys.since) >= maxKeyAge
 }
 
 // data seals a data record whose body is buf[recordHeader:n]. The buffer is
@@ -185,30 +185,28 @@ type opener struct {
 	rekeys  int // in a row
 }
 
-// next reads one record and gives its type and body, which is valid until the
-// next call. Rekeys are handled here and not returned; of what it returns
-// only the type and the length have been checked against each other.
+// next reads one record and gives its type and body, which is lent as the
+// decoder's payloads are. Of what it returns only the type and the length have
+// been checked against each other. A rekey is returned, too, for it takes its
+// place among the records that are read together (SPEC.md section 4); the key
+// is the next one by then.
 func (o *opener) next() (typ byte, body []byte, err error) {
-	for {
-		payload, err := o.dec.next(&o.iv)
-		if err != nil {
-			return 0, nil, err
-		}
-		plain, err := o.open(payload)
-		if err != nil {
-			return 0, nil, err
-		}
-		typ, body, err := o.parse(plain)
-		if err != nil || typ != typeRekey {
-			return typ, body, err
-		}
-		if o.rekeys++; o.rekeys > maxRekeysInRow {
-			return 0, nil, violation(RuleRekey, "too many rekeys without data")
-		}
-		if err := o.keys.advance(); err != nil {
-			return 0, nil, err
-		}
+	payload, err := o.dec.next(&o.iv)
+	if err != nil {
+		return 0, nil, err
 	}
+	plain, err := o.open(payload)
+	if err != nil {
+		return 0, nil, err
+	}
+	typ, body, err = o.parse(plain)
+	if err != nil || typ != typeRekey {
+		return typ, body, err
+	}
+	if o.rekeys++; o.rekeys > maxRekeysInRow {
+		return 0, nil, violation(RuleRekey, "too many rekeys without data")
+	}
+	return typ, nil, o.keys.advance()
 }
 
 // open checks the record number before it decrypts, in place.

@@ -7,65 +7,13 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
-	"net"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/sealane/sealane/session/container"
 )
-
-// A reading is one direction of a session behind its handshake, as the end
-// that reads it knows it.
-type reading struct {
-	transform, cipher string
-	padding           int
-	secret            [32]byte // secret_0
-	number            uint64   // of the first record
-	verdict           bool     // the responder's direction: record 0 is its verdict
-}
-
-// open reads wire to its end with the code that reads links. It returns all
-// the data and the error that ended it: io.EOF after a sealed close.
-func (x reading) open(wire io.Reader) ([]byte, error) {
-	c := &Conn{
-		transport: &counter{Conn: readOnly{Reader: wire}},
-		done:      make(chan struct{}), flusher: make(chan struct{}),
-	}
-	close(c.flusher)
-	c.tx.init()
-	c.rx.open.padding = x.padding
-	secret := x.secret
-	if err := c.rx.open.keys.init(x.cipher, &secret); err != nil {
-		return nil, err
-	}
-	c.rx.open.keys.number = x.number
-	c.rx.open.dec = newDecoder(x.transform, container.NewReader(c.transport), c.transport, x.verdict)
-	if x.verdict {
-		if err := c.readVerdict(); err != nil {
-			return nil, err
-		}
-	}
-	var data []byte
-	buf := make([]byte, 7001)
-	for {
-		n, err := c.Read(buf)
-		data = append(data, buf[:n]...)
-		if err != nil {
-			return data, err
-		}
-	}
-}
-
-// readOnly is a transport that gives what it is told and takes nothing.
-type readOnly struct {
-	net.Conn
-	io.Reader
-}
-
-func (c readOnly) Read(p []byte) (int, error)       { return c.Reader.Read(p) }
-func (c readOnly) Close() error                     { return nil }
-func (c readOnly) SetWriteDeadline(time.Time) error { return nil }
 
 // A forge seals records that no honest peer sends, with the right keys.
 type forge struct {
@@ -120,11 +68,9 @@ func (f *forge) plain(plaintext []byte) []byte {
 }
 
 // open reads wire with the keys that the forge began with.
-func (f *forge) open(wire io.Reader, transform string) ([]byte, error) {
+func (f *forge) open(wire []byte, transform string) ([]byte, error) {
 	return reading{transform, f.cipher, f.padding, f.secret, f.first, false}.open(wire)
 }
-
-func joined(parts ...[]byte) io.Reader { return bytes.NewReader(bytes.Join(parts, nil)) }
 
 // header is a record's type and length, and a body behind it.
 func header(typ byte, length uint32, body string) []byte {
@@ -355,7 +301,7 @@ func TestRecords(t *testing.T) {
 		for _, transform := range []string{TransformJSON, TransformPacked, TransformGzip} {
 			for _, cipher := range []string{cipherAES, cipherChaCha} {
 				wire, f := c.wireOf(t, transform, cipher)
-				data, err := reading{transform, cipher, c.padding, f.secret, f.first, c.verdict}.open(bytes.NewReader(wire))
+				data, err := reading{transform, cipher, c.padding, f.secret, f.first, c.verdict}.open(wire)
 				if bad := c.check(data, err); bad != nil {
 					t.Errorf("%s, %s, %s: %q and %v, want %q and %q %v", c.name, transform, cipher, data[:min(len(data), 99)], err, c.data[:min(len(c.data), 99)], c.rule, c.err)
 				}
@@ -384,7 +330,7 @@ func TestPackedLengths(t *testing.T) {
 	} {
 		f := newForge(t, TransformPacked, cipherAES, 0)
 		before := f.data("before")
-		data, err := f.open(joined(before, []byte(c.wire)), TransformPacked)
+		data, err := f.open(append(before, c.wire...), TransformPacked)
 		if string(data) != "before" || ruleOf(err) != c.rule || c.rule == "" && err != ErrTruncated {
 			t.Errorf("%x: %q, %v; want %q", c.wire, data, err, c.rule)
 		}
@@ -405,7 +351,7 @@ func TestRekeyAtTheRealLimit(t *testing.T) {
 			if _, err := i.Write([]byte{byte(k)}); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := io.ReadFull(r, buf); err != nil || buf[0] != byte(k) {
+			if _, err := io.ReadFull(reader(r, true), buf); err != nil || buf[0] != byte(k) {
 				t.Fatal(buf, err)
 			}
 			want := uint64(0)
@@ -419,25 +365,61 @@ func TestRekeyAtTheRealLimit(t *testing.T) {
 	}
 }
 
-// TestRekeyOfAnOldKey: an hour is enough, but only for a data record.
+// TestRekeyOfAnOldKey: an hour is enough, but only for a data record, and the
+// next key has its own hour.
 func TestRekeyOfAnOldKey(t *testing.T) {
-	i, r := pair(t, nil)
-	i.tx.seal.keys.since = time.Now().Add(-maxKeyAge)
-	if _, err := i.Write([]byte("x")); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.ReadFull(r, make([]byte, 1)); err != nil {
-		t.Fatal(err)
-	}
-	if n := r.Stats().RekeysIn; n != 1 {
-		t.Errorf("%d rekeys", n)
-	}
-	r.tx.seal.keys.since = time.Now().Add(-maxKeyAge)
-	if err := r.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if n := r.Stats().RekeysOut; n != 0 {
-		t.Errorf("%d rekeys before a close", n)
+	synctest.Test(t, func(t *testing.T) {
+		i, r, _ := memSession(t, TransformPacked)
+		send := func(want uint64) {
+			t.Helper()
+			for range 3 {
+				if _, err := i.Write([]byte("x")); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := io.ReadFull(reader(r, true), make([]byte, 1)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if out, in := i.Stats().RekeysOut, r.Stats().RekeysIn; out != want || in != want {
+				t.Fatalf("%d rekeys out and %d in, want %d", out, in, want)
+			}
+		}
+		send(0)
+		time.Sleep(maxKeyAge - time.Second)
+		send(0)
+		time.Sleep(time.Second)
+		send(1)
+		time.Sleep(maxKeyAge - time.Second)
+		send(1)
+		time.Sleep(time.Second)
+		send(2)
+		go io.Copy(io.Discard, i)
+		if err := r.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if n := r.Stats().RekeysOut; n != 0 {
+			t.Errorf("%d rekeys before a close", n)
+		}
+	})
+}
+
+// TestRekeyAtTinyLimits: a limit that leaves no room for data under the same
+// key changes it before each record.
+func TestRekeyAtTinyLimits(t *testing.T) {
+	for limit, want := range map[uint64]uint64{1: 5, 2: 5, 3: 4, 4: 2} {
+		i, r, _ := memSession(t, TransformPacked)
+		i.tx.seal.limit = limit
+		for range 5 {
+			if _, err := i.Write([]byte("x")); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.ReadFull(r, make([]byte, 1)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := i.Stats().RekeysOut; n != want {
+			t.Errorf("limit %d: %d rekeys, want %d", limit, n, want)
+		}
 	}
 }
 
@@ -541,6 +523,7 @@ func BenchmarkOpen(b *testing.B) {
 		o.dec = newDecoder(transform, container.NewReader(src), src, false)
 		for n := 0; b.Loop(); n++ {
 			o.keys.number = uint64(n % records)
+			o.dec.release()
 			if _, _, err := o.next(); err != nil {
 				b.Fatal(err)
 			}

@@ -85,10 +85,12 @@ type Config struct {
 	// whole and before any work on it. An error ends the handshake at once,
 	// without a text, and is returned.
 	Admit func() error
+	// RekeyRecords is how many records a key may seal. 0 is the wire's limit,
+	// 2^20; less is for tests of whatever reads records.
+	RekeyRecords uint64
 
 	// What tests set.
 	preferChaCha func() bool // nil: chacha first where AES is not in hardware
-	rekeyRecords uint64      // 0: maxRecords
 	entropy      io.Reader   // nil: crypto/rand
 	encapsulate  func(*mlkem.EncapsulationKey768) (sharedKey, ciphertext []byte)
 	keyLog       func(initiator bool, generation int, key []byte) // whose records the key seals

@@ -113,7 +113,7 @@ func ruleOf(err error) Rule {
 }
 
 // exchange sends data both ways at once in odd pieces, closes one end and
-// checks every byte.
+// checks every byte. The responder reads through ReadRecords.
 func exchange(t *testing.T, i, r *Conn, n int) {
 	t.Helper()
 	up, down := randomBytes(1, n), randomBytes(2, n)
@@ -128,16 +128,16 @@ func exchange(t *testing.T, i, r *Conn, n int) {
 		}
 	}
 	var wg sync.WaitGroup
-	receive := func(c *Conn, want []byte) {
+	receive := func(r io.Reader, want []byte) {
 		got := make([]byte, len(want))
-		if _, err := io.ReadFull(c, got); err != nil || !bytes.Equal(got, want) {
+		if _, err := io.ReadFull(r, got); err != nil || !bytes.Equal(got, want) {
 			t.Errorf("read: %v, equal %v", err, bytes.Equal(got, want))
 		}
 	}
 	wg.Go(func() { send(i, up) })
 	wg.Go(func() { send(r, down) })
-	wg.Go(func() { receive(r, up) })
-	wg.Go(func() { receive(i, down) })
+	wg.Go(func() { receive(reader(r, true), up) })
+	wg.Go(func() { receive(reader(i, false), down) })
 	wg.Wait()
 	wg.Go(func() {
 		if n, err := r.Read(make([]byte, 1)); n != 0 || err != io.EOF {
@@ -196,7 +196,7 @@ func TestRekeyUnderLoad(t *testing.T) {
 	for _, transform := range []string{TransformJSON, TransformPacked, TransformGzip} {
 		i, r := pair(t, func(ic, rc *Config) {
 			ic.Transform, rc.Transform = transform, transform
-			ic.rekeyRecords, rc.rekeyRecords = 3, 5
+			ic.RekeyRecords, rc.RekeyRecords = 3, 5
 		})
 		exchange(t, i, r, 4<<20)
 		for name, n := range map[string]uint64{

@@ -18,11 +18,23 @@ import (
 type live struct {
 	evil, victim *Conn
 	transform    string
+	records      bool // the victim reads through ReadRecords
+}
+
+// inEachLife runs a test for each end that may be evil and each way in which
+// the victim may read.
+func inEachLife(t *testing.T, transform string, run func(l, other *live)) {
+	t.Helper()
+	for _, evilInitiator := range []bool{true, false} {
+		for _, records := range []bool{true, false} {
+			run(newLive(t, transform, evilInitiator, records), newLive(t, transform, evilInitiator, records))
+		}
+	}
 }
 
 // newLive makes a link and sends one honest record over it. The evil end is
 // the initiator or the responder.
-func newLive(t *testing.T, transform string, evilInitiator bool) *live {
+func newLive(t *testing.T, transform string, evilInitiator, records bool) *live {
 	t.Helper()
 	a, b := memPair()
 	ic, rc := configs(t)
@@ -32,13 +44,13 @@ func newLive(t *testing.T, transform string, evilInitiator bool) *live {
 		t.Fatal(e.iErr, e.rErr)
 	}
 	t.Cleanup(func() { e.i.Abort(nil); e.r.Abort(nil) })
-	l := &live{e.r, e.i, transform}
+	l := &live{e.r, e.i, transform, records}
 	if evilInitiator {
 		l.evil, l.victim = e.i, e.r
 	}
 	l.inject(t, l.wire(l.text("honest")))
 	buf := make([]byte, 6)
-	if _, err := io.ReadFull(l.victim, buf); err != nil || string(buf) != "honest" {
+	if _, err := io.ReadFull(reader(l.victim, records), buf); err != nil || string(buf) != "honest" {
 		t.Fatalf("before the attack: %q, %v", buf, err)
 	}
 	return l
@@ -94,7 +106,7 @@ func (l *live) wantEnd(t *testing.T, data string, rule Rule) {
 	}
 	read := make(chan result, 1)
 	go func() {
-		data, err := io.ReadAll(l.victim)
+		data, err := io.ReadAll(reader(l.victim, l.records))
 		read <- result{data, err}
 	}()
 	const patience = 10 * time.Second // far above the 100 ms of the spec: loaded machines
@@ -232,12 +244,11 @@ func TestMetadataSmuggling(t *testing.T) {
 	for _, s := range smugglings() {
 		t.Run(s.name, func(t *testing.T) {
 			for _, transform := range []string{TransformJSON, TransformGzip} {
-				for _, evilInitiator := range []bool{true, false} {
-					l := newLive(t, transform, evilInitiator)
+				inEachLife(t, transform, func(l, _ *live) {
 					bad := s.change(string(l.text("smuggled by its side")))
 					l.inject(t, append(l.wire([]byte(bad)), l.wire(l.text("honest again"))...))
 					l.wantEnd(t, "", s.rule)
-				}
+				})
 			}
 		})
 	}
@@ -255,17 +266,18 @@ func TestAttackerOnTheWire(t *testing.T) {
 				TransformPacked: {RulePackedLength, RuleNumber},
 				TransformGzip:   {RuleGzipData, container.RuleForm, RuleGzipEnd},
 			} {
-				l := newLive(t, transform, true)
-				next := l.wire(l.text("honest"))
-				l.inject(t, append([]byte(raw), next...))
-				data, err := io.ReadAll(l.victim)
-				found := false
-				for _, rule := range rules {
-					found = found || ruleOf(err) == rule
-				}
-				if len(data) > 0 || !found {
-					t.Errorf("%s: %q, %v; want one of %v", transform, data, err, rules)
-				}
+				inEachLife(t, transform, func(l, _ *live) {
+					next := l.wire(l.text("honest"))
+					l.inject(t, append([]byte(raw), next...))
+					data, err := io.ReadAll(reader(l.victim, l.records))
+					found := false
+					for _, rule := range rules {
+						found = found || ruleOf(err) == rule
+					}
+					if len(data) > 0 || !found {
+						t.Errorf("%s: %q, %v; want one of %v", transform, data, err, rules)
+					}
+				})
 			}
 		})
 	}
@@ -303,13 +315,12 @@ func TestRecordsOutOfPlace(t *testing.T) {
 			}, "", RuleOpen},
 		} {
 			t.Run(transform+"/"+name, func(t *testing.T) {
-				for _, evilInitiator := range []bool{true, false} {
-					l, other := newLive(t, transform, evilInitiator), newLive(t, transform, evilInitiator)
+				inEachLife(t, transform, func(l, other *live) {
 					for _, text := range c.attack(l, other) {
 						l.inject(t, l.wire(text))
 					}
 					l.wantEnd(t, c.data, c.rule)
-				}
+				})
 			})
 		}
 	}
@@ -319,8 +330,9 @@ func TestRecordsOutOfPlace(t *testing.T) {
 // one link to another.
 func TestSplicedWire(t *testing.T) {
 	for _, transform := range []string{TransformJSON, TransformPacked, TransformGzip} {
-		l, other := newLive(t, transform, true), newLive(t, transform, true)
-		l.inject(t, other.wire(other.text("of another link")))
-		l.wantEnd(t, "", RuleOpen)
+		inEachLife(t, transform, func(l, other *live) {
+			l.inject(t, other.wire(other.text("of another link")))
+			l.wantEnd(t, "", RuleOpen)
+		})
 	}
 }

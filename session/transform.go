@@ -10,6 +10,7 @@ import (
 	"io"
 
 	"github.com/sealane/sealane/session/container"
+	"github.com/sealane/sealane/session/loan"
 )
 
 // MaxRecords is how many records are read together, if they are there at once:
@@ -35,11 +36,15 @@ type encoder interface {
 
 // A decoder takes them off the wire.
 type decoder interface {
-	// next gives the payload of one record, free to be overwritten. It is
-	// valid until next is called without complete, or MaxRecords times.
+	// next gives the payload of one record, free to be overwritten: a loan
+	// until release. While anything is lent, next may be called only if
+	// complete says so, as reading may write over all that was lent.
 	next(iv *[container.IVLen]byte) ([]byte, error)
-	// complete reports whether the next record is there already.
+	// complete reports whether the next record is there already, and can be
+	// lent beside those that are.
 	complete() bool
+	// release ends the loan of all that next has given.
+	release()
 	// buffered reports whether bytes behind the last record have been read.
 	buffered() bool
 }
@@ -81,8 +86,7 @@ type leftover struct {
 
 func (l *leftover) Read(p []byte) (int, error) {
 	if l.texts != nil {
-		b := l.texts.Buffered()
-		if len(b) > 0 {
+		if l.texts.Buffered() > 0 {
 			return l.texts.Take(p), nil
 		}
 		l.texts = nil
@@ -117,25 +121,31 @@ func (jsonEncoder) flush(dst []byte) []byte { return dst }
 type jsonDecoder struct {
 	texts      *container.Reader
 	payloads   [MaxRecords][]byte // made when they are needed
-	last       int                // the one that was used last
+	lent       int                // how many of them are
 	rejectable bool
 }
 
 func (d *jsonDecoder) next(iv *[container.IVLen]byte) ([]byte, error) {
-	if d.last++; d.last == MaxRecords || !d.complete() {
-		d.last = 0
+	payload := &d.payloads[d.lent]
+	if *payload == nil {
+		*payload = make([]byte, container.MaxPayload)
 	}
-	if d.payloads[d.last] == nil {
-		d.payloads[d.last] = make([]byte, container.MaxPayload)
-	}
-	p, err := d.texts.Sealed(iv, d.payloads[d.last], container.MinPayload, container.MaxPayload, d.rejectable)
+	d.lent++
+	p, err := d.texts.Sealed(iv, *payload, container.MinPayload, container.MaxPayload, d.rejectable)
 	d.rejectable = false
 	return p, err
 }
 
-func (d *jsonDecoder) complete() bool { return d.texts.Complete() }
+func (d *jsonDecoder) complete() bool { return d.lent < MaxRecords && d.texts.Complete() }
 
-func (d *jsonDecoder) buffered() bool { return len(d.texts.Buffered()) > 0 }
+func (d *jsonDecoder) release() {
+	for _, p := range d.payloads[:d.lent] {
+		loan.End(p)
+	}
+	d.lent = 0
+}
+
+func (d *jsonDecoder) buffered() bool { return d.texts.Buffered() > 0 }
 
 // packed: payload length (4) | iv (12) | payload.
 
@@ -163,7 +173,7 @@ func (packedEncoder) flush(dst []byte) []byte { return dst }
 type packedDecoder struct {
 	in    input
 	first *container.Reader // not nil until the first record of the initiator
-	last  int               // bytes of the last record, still in the buffer
+	lent  int               // bytes of the records that are lent, before in.pos
 }
 
 // next opens records where they lie in the read buffer.
@@ -174,8 +184,6 @@ func (d *packedDecoder) next(iv *[container.IVLen]byte) ([]byte, error) {
 		}
 		d.first = nil
 	}
-	d.in.pos += d.last
-	d.last = 0
 	length, err := d.length()
 	if err != nil {
 		return nil, err
@@ -184,15 +192,21 @@ func (d *packedDecoder) next(iv *[container.IVLen]byte) ([]byte, error) {
 		return nil, midRecord(err)
 	}
 	record := d.in.have()[:packedHeader+length]
-	d.last = len(record)
+	d.in.pos += len(record)
+	d.lent += len(record)
 	copy(iv[:], record[4:])
 	return record[packedHeader:], nil
 }
 
 func (d *packedDecoder) complete() bool {
-	have := d.in.have()[d.last:]
+	have := d.in.have()
 	return d.first == nil && len(have) >= packedHeader &&
 		int64(len(have)) >= packedHeader+int64(binary.BigEndian.Uint32(have))
+}
+
+func (d *packedDecoder) release() {
+	loan.End(d.in.buf[d.in.pos-d.lent : d.in.pos])
+	d.lent = 0
 }
 
 // length reads the length field byte by byte, so that a bad one is seen at its
@@ -218,7 +232,7 @@ func (d *packedDecoder) length() (int, error) {
 	return int(binary.BigEndian.Uint32(d.in.have())), nil
 }
 
-func (d *packedDecoder) buffered() bool { return len(d.in.have()) > d.last }
+func (d *packedDecoder) buffered() bool { return len(d.in.have()) > 0 }
 
 // An input is a read buffer that grows while reads fill it.
 type input struct {

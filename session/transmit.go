@@ -9,6 +9,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/sealane/sealane/session/loan"
 )
 
 const (
@@ -31,18 +33,26 @@ type Buffer struct {
 	end   int // of the body, in plain
 }
 
-var bufferPool = sync.Pool{New: func() any { return new(Buffer) }}
+var bufferPool = sync.Pool{New: func() any {
+	b := new(Buffer)
+	loan.End(b.plain[:])
+	return b
+}}
 
 // NewBuffer returns an empty Buffer: from a pool, where QueueBuffer and Free
 // put it back.
 func NewBuffer() *Buffer {
 	b := bufferPool.Get().(*Buffer)
+	loan.Check(b.plain[:])
 	b.end = recordHeader
 	return b
 }
 
 // Free gives up a Buffer that was not queued.
-func (b *Buffer) Free() { bufferPool.Put(b) }
+func (b *Buffer) Free() {
+	loan.End(b.plain[:])
+	bufferPool.Put(b)
+}
 
 // Body is the room for the record's body: MaxBody bytes.
 func (b *Buffer) Body() []byte { return b.plain[recordHeader:maxPlaintext] }

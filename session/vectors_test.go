@@ -267,7 +267,7 @@ func (v *vector) observeRecords() observation {
 		transform: v.get("transform"), cipher: v.get("cipher"), padding: int(v.number("padding")),
 		secret: [32]byte(v.bytes("secret")), number: v.number("first-number"), verdict: v.get("from") == "responder",
 	}
-	data, err := x.open(bytes.NewReader(v.wire))
+	data, err := x.open(v.wire)
 	if err == io.EOF {
 		err = nil // a sealed close
 	}

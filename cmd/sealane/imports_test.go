@@ -14,7 +14,7 @@ const module = "github.com/sealane/sealane/"
 
 // layers are the packages of the product, top first. Each may import only those
 // below it.
-var layers = []string{"cmd", "proxy", "mux", "session", "session/container"}
+var layers = []string{"cmd", "proxy", "mux", "session", "session/container", "session/loan"}
 
 // outside lists the packages beside the layers that a program of cmd may build
 // on. They import no layer.

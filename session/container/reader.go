@@ -55,11 +55,11 @@ func (r *Reader) move(buf []byte) {
 	r.buf = buf
 }
 
-// Buffered returns what was read from the stream but belongs to no text read
-// so far. It is valid until the next call.
-func (r *Reader) Buffered() []byte { return r.buf[r.pos:r.end] }
+// Buffered is how many bytes were read from the stream that belong to no text
+// read so far.
+func (r *Reader) Buffered() int { return r.end - r.pos }
 
-// Take moves what Buffered would return, as far as it fits, to p.
+// Take moves the bytes that Buffered counts, as far as they fit, to p.
 func (r *Reader) Take(p []byte) int {
 	n := copy(p, r.buf[r.pos:r.end])
 	r.pos += n

@@ -1,0 +1,5 @@
+//go:build !poison
+
+package loan
+
+const poisoning = false
