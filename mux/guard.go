@@ -72,7 +72,7 @@ type guard struct {
 	// Inbound, used by yamux's one reader only.
 	held     [yamuxHeaderLen]byte // the start of a header whose rest has not come
 	heldLen  int
-	bodyIn   int   // bytes left of the DATA body that is coming in
+	bodyIn   int64 // bytes left of the DATA body that is coming in
 	bodyFlow *flow // whom it is for; nil: for a stream that was forgotten
 	bodySkip bool  // nobody wants it
 	bodyEnds bool  // its header ended the stream, too
@@ -287,13 +287,13 @@ const maxVector = 64
 func (g *guard) check(p []byte) (err error) {
 	for len(p) > 0 {
 		if g.bodyIn > 0 {
-			n := min(g.bodyIn, len(p))
+			n := int(min(g.bodyIn, int64(len(p))))
 			if !g.bodySkip {
 				if g.events, err = g.bodyFlow.to.check(p[:n], g.events); err != nil {
 					return err
 				}
 			}
-			g.bodyIn -= n
+			g.bodyIn -= int64(n)
 			p = p[n:]
 		} else {
 			n := copy(g.held[g.heldLen:], p)

@@ -369,6 +369,22 @@ func TestGuardPasses(t *testing.T) {
 	}
 }
 
+// TestHugeBodyOfAForgottenStream: a body that nobody wants may be as long as its
+// length field can say, which is more than an int of 32 bits holds.
+func TestHugeBodyOfAForgottenStream(t *testing.T) {
+	for _, length := range []uint32{1<<31 - 1, 1 << 31, 1<<32 - 1} {
+		g, w := testGuard()
+		huge := string(appendHeader(nil, yamuxData, flagRST, 1, length))
+		seen, err := play(g, w, steps(in(syn(1)), out(ack(1), fin(1)), in(fin(1)), in(huge, strings.Repeat("x", 100))))
+		if err != nil || seen != syn(1)+fin(1) {
+			t.Errorf("%d bytes: yamux saw %q, %v", length, seen, err)
+		}
+		if want := int64(length) - 100; g.bodyIn != want {
+			t.Errorf("%d bytes are left, want %d", g.bodyIn, want)
+		}
+	}
+}
+
 func TestGuardWritesHeaderAndBodyAsOne(t *testing.T) {
 	g, w := testGuard()
 	play(g, w, steps(out(syn(2)), in(ack(2)), out(data(2, 10), data(2, 60000), fin(2))))

@@ -34,7 +34,7 @@ func (g *guard) inbound(h yamuxHeader) error {
 		}
 	}
 	if h.kind == yamuxData {
-		g.bodyIn = int(h.length)
+		g.bodyIn = int64(h.length)
 	}
 	g.bodyFlow = f
 	g.bodySkip = f == nil || f.localFin || f.dead
@@ -129,7 +129,7 @@ func (g *guard) inboundStream(f *flow, h yamuxHeader) error {
 	}
 	var err error
 	if h.kind == yamuxData {
-		g.heard(f, int(h.length))
+		g.heard(f, h.length)
 		err = f.arrive(int64(h.length))
 	} else {
 		err = f.credit(int64(h.length))

@@ -187,7 +187,7 @@ func (g *guard) grow(f *flow) int {
 }
 
 // heard notes whether a flow carries requests and answers: small frames alone.
-func (g *guard) heard(f *flow, length int) {
+func (g *guard) heard(f *flow, length uint32) {
 	if length >= smallFrame {
 		f.small = 0
 		return

@@ -230,12 +230,12 @@ func (o *opener) open(payload []byte) ([]byte, error) {
 // refuses shorter payloads.
 func (o *opener) parse(plain []byte) (typ byte, body []byte, err error) {
 	typ = plain[0]
-	length := int(binary.BigEndian.Uint32(plain[1:]))
-	if length > len(plain)-recordHeader || len(plain) != o.size(recordHeader+length) {
+	length := binary.BigEndian.Uint32(plain[1:]) // an int may have 32 bits: too few
+	if int64(length) > int64(len(plain)-recordHeader) || len(plain) != o.size(recordHeader+int(length)) {
 		return 0, nil, violation(RuleRecordLength, "the plaintext's size does not fit its length field and the padding")
 	}
-	body = plain[recordHeader : recordHeader+length]
-	if !allZero(plain[recordHeader+length:]) {
+	body = plain[recordHeader:][:length]
+	if !allZero(plain[recordHeader+len(body):]) {
 		return 0, nil, violation(RulePadding, "padding that is not zero")
 	}
 	switch typ {

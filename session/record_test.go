@@ -202,6 +202,8 @@ func recordCases() []recordCase {
 		{name: "padded-one-short", padding: block, data: "before", rule: RuleRecordLength, wire: one(func() []byte { return padded(header(typeData, 1, "x"), block-1) })},
 		{name: "padded-one-block-too-many", padding: block, data: "before", rule: RuleRecordLength, wire: one(func() []byte { return padded(header(typeData, 1, "x"), 2*block) })},
 		{name: "padded-block-missing", padding: block, data: "before", rule: RuleRecordLength, wire: one(func() []byte { return padded(header(typeData, block, "x"), block) })},
+		{name: "padded-length-huge", padding: block, data: "before", rule: RuleRecordLength, wire: one(func() []byte { return padded(header(typeData, 1<<32-1, "x"), block) })},
+		{name: "padded-length-negative", padding: block, data: "before", rule: RuleRecordLength, wire: one(func() []byte { return padded(header(typeData, 1<<31, "x"), block) })},
 		{name: "padding-first-byte", padding: block, data: "before", rule: RulePadding, wire: one(nonzero(7))},
 		{name: "padding-middle-byte", padding: block, data: "before", rule: RulePadding, wire: one(nonzero(4000))},
 		{name: "padding-last-byte", padding: block, data: "before", rule: RulePadding, wire: one(nonzero(block - 1))},
