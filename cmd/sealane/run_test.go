@@ -122,8 +122,13 @@ func (s *sidecar) wait() int {
 // startSidecar runs a sidecar with a key of its own in a new folder.
 func startSidecar(t *testing.T, dir string, args ...string) *sidecar {
 	t.Helper()
-	s := &sidecar{t: t, dir: dir, exited: make(chan struct{})}
-	s.command = exec.Command("sealane", append([]string{"run", "-c", filepath.Join(dir, "sealane.yaml")}, args...)...)
+	return startCommand(t, dir, exec.Command("sealane", append([]string{"run", "-c", filepath.Join(dir, "sealane.yaml")}, args...)...))
+}
+
+// startCommand runs a command that becomes the sidecar with the config in dir.
+func startCommand(t *testing.T, dir string, command *exec.Cmd) *sidecar {
+	t.Helper()
+	s := &sidecar{t: t, dir: dir, command: command, exited: make(chan struct{})}
 	s.command.Stderr = s
 	if err := s.command.Start(); err != nil {
 		t.Fatal(err)

@@ -64,29 +64,82 @@ func (g grants) String() string {
 }
 
 // readable grants the files themselves and, so that they can be replaced, the
-// folders that hold them: a file is often changed by renaming a new one over
-// it, and a Kubernetes volume by changing a symbolic link to a new folder.
+// folders in which that happens: a file is often changed by renaming a new one
+// over it, and a Kubernetes volume by changing a symbolic link to a new folder.
 // Folders that other programs keep their files in are not granted.
-func readable(files []string) grants {
-	var g grants
+func (g *grants) readable(files []string) {
 	for _, file := range files {
 		target, err := filepath.EvalSymlinks(file)
 		if err != nil {
 			continue // it is not there, which its reader knows how to handle
 		}
-		for _, path := range []string{file, target} {
-			if dir := filepath.Dir(path); !shared(dir) {
+		for _, dir := range folders(file) {
+			if !shared(dir) {
 				g.add(dir)
 			}
 		}
 		g.add(target)
 	}
-	return g
 }
+
+// folders lists the folders in which a rename can make path another file: its
+// own, and those of the symbolic links on the way to it.
+func folders(path string) []string {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return nil
+	}
+	var dirs []string
+	at, rest := "/", strings.Split(path, "/")
+	for links := 0; len(rest) > 0; {
+		next := filepath.Join(at, rest[0])
+		rest = rest[1:]
+		target, err := os.Readlink(next)
+		if err != nil {
+			at = next
+			continue
+		}
+		if links++; links > maxLinks {
+			return nil
+		}
+		dirs = append(dirs, at)
+		if filepath.IsAbs(target) {
+			at = "/"
+		}
+		rest = append(strings.Split(target, "/"), rest...)
+	}
+	return append(dirs, filepath.Dir(at))
+}
+
+// maxLinks is how many symbolic links the kernel follows in one path.
+const maxLinks = 40
 
 // systemFiles tell the resolver where to ask, and the numbers of users and
 // groups. All are public.
 var systemFiles = []string{"/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/passwd", "/etc/group"}
+
+// resolverFolders hold a resolv.conf and nothing secret. The one in /etc may
+// become a symbolic link to it while sealane runs.
+var resolverFolders = []string{"/run/systemd/resolve", "/run/resolvconf"}
+
+// system grants what lookups read. Programs that change those files rename new
+// ones over them, and Landlock knows a new file by its folder alone: there is
+// no rule for a name. So /etc itself is granted, to read files in it, beneath
+// the permissions that they have. docs/threat-model.md says what that means for
+// a process that runs as root.
+func (g *grants) system() {
+	for _, file := range systemFiles {
+		for _, dir := range folders(file) {
+			if dir == "/etc" || !shared(dir) {
+				g.add(dir)
+			}
+		}
+		g.add(file) // where its folder is shared
+	}
+	for _, dir := range resolverFolders {
+		g.add(dir)
+	}
+}
 
 // sharedFolders hold the files of many programs, secrets among them. So does
 // every home.

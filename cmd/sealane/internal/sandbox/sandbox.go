@@ -13,6 +13,7 @@ type Sandbox struct {
 	why     string // why Landlock does nothing, "" if it does something
 	files   bool   // Landlock restricts files
 	read    grants
+	proc    grants // what the metrics of the process itself are read from
 	sockets grants
 	bind    *portSet // nil: not restricted
 	connect *portSet // nil: not restricted

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"time"
 
 	"github.com/landlock-lsm/go-landlock/landlock"
@@ -13,8 +12,10 @@ import (
 )
 
 const (
-	readRights   = ll.AccessFSReadFile | ll.AccessFSReadDir
-	socketRights = ll.AccessFSMakeSock | ll.AccessFSRemoveFile
+	readRights = ll.AccessFSReadFile
+	procRights = ll.AccessFSReadFile | ll.AccessFSReadDir
+	// A socket's folder is listed by nobody, but opened to be locked.
+	socketRights = ll.AccessFSMakeSock | ll.AccessFSRemoveFile | ll.AccessFSReadDir
 )
 
 // signalsFixed is the erratum without which a kernel of ABI 6 keeps a process
@@ -50,7 +51,9 @@ func Enter(n Needs) (*Sandbox, error) {
 	// The zone file is read once, at the first use of local time.
 	_, _ = time.Now().Zone()
 
-	s := &Sandbox{abi: abi, read: readable(slices.Concat(n.Read, systemFiles))}
+	s := &Sandbox{abi: abi}
+	s.read.system()
+	s.read.readable(n.Read)
 	for _, dir := range n.Sockets {
 		s.sockets.add(dir)
 	}
@@ -74,7 +77,7 @@ func (s *Sandbox) pinProc() {
 			continue // no /proc, no such metrics
 		}
 		s.pinned = append(s.pinned, f)
-		s.read.add(path)
+		s.proc.add(path)
 	}
 }
 
@@ -109,8 +112,11 @@ func (s *Sandbox) restrict(n Needs, abi int) error {
 	}
 	var rules []landlock.Rule
 	for _, g := range s.read {
-		rights := landlock.AccessFSSet(ll.AccessFSReadFile)
-		if g.info.IsDir() {
+		rules = append(rules, landlock.PathAccess(readRights, g.path))
+	}
+	for _, g := range s.proc {
+		rights := landlock.AccessFSSet(procRights)
+		if !g.info.IsDir() {
 			rights = readRights
 		}
 		rules = append(rules, landlock.PathAccess(rights, g.path))

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -23,6 +24,9 @@ import (
 // A sandbox cannot be left, so the tests run this binary again as the process
 // that enters one and then does what it is told.
 const asPrisoner = "SANDBOX_TEST_PRISONER"
+
+// privateEtc names a folder that the prisoner sees as /etc.
+const privateEtc = "SANDBOX_TEST_ETC"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(asPrisoner) != "" {
@@ -49,6 +53,11 @@ type reply struct {
 }
 
 func prisoner(in io.Reader, out io.Writer) error {
+	if etc := os.Getenv(privateEtc); etc != "" {
+		if err := errors.Join(unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""), unix.Mount(etc, "/etc", "", unix.MS_BIND, "")); err != nil {
+			return err
+		}
+	}
 	var s *Sandbox
 	decoder, encoder := json.NewDecoder(in), json.NewEncoder(out)
 	for {
@@ -112,6 +121,9 @@ func deed(o order) (string, error) {
 	case "read":
 		b, err := os.ReadFile(o.Path)
 		return string(b), err
+	case "list":
+		_, err := os.ReadDir(o.Path)
+		return "", err
 	case "write":
 		return "", os.WriteFile(o.Path, nil, 0o600)
 	case "run":
@@ -162,6 +174,30 @@ type cell struct {
 
 func newCell(t *testing.T) *cell {
 	t.Helper()
+	return startCell(t, prisonerCommand(t))
+}
+
+// newCellWithEtc starts a prisoner in namespaces where etc is /etc.
+func newCellWithEtc(t *testing.T, etc string) *cell {
+	t.Helper()
+	cmd := prisonerCommand(t)
+	cmd.Env = append(cmd.Env, privateEtc+"="+etc)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
+	if os.Geteuid() != 0 {
+		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
+		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}}
+		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}}
+	}
+	probe := exec.Command("/bin/true")
+	probe.SysProcAttr = cmd.SysProcAttr
+	if err := probe.Run(); err != nil {
+		skip(t, "needs a mount namespace, for which this user lacks the permission: "+err.Error())
+	}
+	return startCell(t, cmd)
+}
+
+func prisonerCommand(t *testing.T) *exec.Cmd {
+	t.Helper()
 	needLandlock(t)
 	exe, err := os.Executable()
 	if err != nil {
@@ -170,6 +206,11 @@ func newCell(t *testing.T) *cell {
 	cmd := exec.Command(exe)
 	cmd.Env = append(os.Environ(), asPrisoner+"=1")
 	cmd.Stderr = os.Stderr
+	return cmd
+}
+
+func startCell(t *testing.T, cmd *exec.Cmd) *cell {
+	t.Helper()
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -198,7 +239,11 @@ func needLandlock(t *testing.T) {
 	if err == nil && abi >= 4 {
 		return
 	}
-	why := fmt.Sprintf("needs Landlock ABI 4 or newer (Linux 6.7); this kernel has ABI %d, %v", abi, err)
+	skip(t, fmt.Sprintf("needs Landlock ABI 4 or newer (Linux 6.7); this kernel has ABI %d, %v", abi, err))
+}
+
+func skip(t *testing.T, why string) {
+	t.Helper()
 	if os.Getenv("CI") != "" {
 		t.Fatal(why)
 	}
@@ -289,10 +334,7 @@ func TestFilesAreRestricted(t *testing.T) {
 	write(t, file, "config")
 	write(t, outside, "secret")
 	c := newCell(t)
-	if os.Geteuid() == 0 {
-		c.may(order{Do: "read", Path: "/etc/shadow"}) // so that the denial below means something
-	}
-	c.may(order{Do: "read", Path: outside})
+	c.may(order{Do: "read", Path: outside}) // so that the denial below means something
 	c.may(order{Do: "enter", Needs: Needs{Read: []string{file}}})
 
 	if got := c.may(order{Do: "read", Path: file}); got != "config" {
@@ -301,8 +343,10 @@ func TestFilesAreRestricted(t *testing.T) {
 	c.may(order{Do: "read", Path: "/etc/hosts"})
 	c.may(order{Do: "read", Path: "/proc/self/stat"})
 	c.may(order{Do: "read", Path: "/proc/stat"})
-	c.mayNot(order{Do: "read", Path: "/etc/shadow"})
 	c.mayNot(order{Do: "read", Path: outside})
+	c.mayNot(order{Do: "list", Path: "/etc"})
+	c.mayNot(order{Do: "list", Path: filepath.Dir(file)})
+	c.mayNot(order{Do: "write", Path: "/etc/hosts"})
 	c.mayNot(order{Do: "read", Path: fmt.Sprintf("/proc/%d/environ", os.Getpid())})
 	c.mayNot(order{Do: "write", Path: file})
 	c.mayNot(order{Do: "write", Path: filepath.Join(dir, "conf", "new")})
@@ -386,6 +430,71 @@ func TestReplacedFiles(t *testing.T) {
 	c.may(order{Do: "covers", Needs: needs})
 }
 
+// A link further up the path may be the one that is swapped.
+func TestReplacedLink(t *testing.T) {
+	dir, releases := t.TempDir(), t.TempDir()
+	file := filepath.Join(dir, "node.key")
+	write(t, filepath.Join(releases, "1", "conf", "node.key"), "old")
+	write(t, filepath.Join(releases, "2", "conf", "node.key"), "new")
+	if err := errors.Join(os.Symlink("1", filepath.Join(releases, "current")),
+		os.Symlink(filepath.Join(releases, "current", "conf", "node.key"), file)); err != nil {
+		t.Fatal(err)
+	}
+	c := newCell(t)
+	c.may(order{Do: "enter", Needs: Needs{Read: []string{file}}})
+	if err := errors.Join(os.Symlink("2", filepath.Join(releases, "next")),
+		os.Rename(filepath.Join(releases, "next"), filepath.Join(releases, "current"))); err != nil {
+		t.Fatal(err)
+	}
+	if got := c.may(order{Do: "read", Path: file}); got != "new" {
+		t.Errorf("reads %q after the link was swapped", got)
+	}
+}
+
+// What sed -i, Ansible and resolvconf do to the files that lookups read: a new
+// file comes in the place of the old one, in /etc or where a link in it leads,
+// or a link in the place of a file.
+func TestReplacedSystemFiles(t *testing.T) {
+	etc, resolver := t.TempDir(), filepath.Join(t.TempDir(), "resolver")
+	conf := filepath.Join(t.TempDir(), "sealane.yaml")
+	for _, name := range []string{"hosts", "nsswitch.conf", "passwd", "group"} {
+		write(t, filepath.Join(etc, name), "old")
+	}
+	write(t, filepath.Join(resolver, "resolv.conf"), "old")
+	write(t, filepath.Join(resolver, "stub.conf"), "stub")
+	write(t, conf, "")
+	if err := os.Symlink(filepath.Join(resolver, "resolv.conf"), filepath.Join(etc, "resolv.conf")); err != nil {
+		t.Fatal(err)
+	}
+	c := newCellWithEtc(t, etc)
+	c.may(order{Do: "enter", Needs: Needs{Read: []string{conf}}})
+	for _, name := range []string{"hosts", "nsswitch.conf", "passwd", "group"} {
+		write(t, filepath.Join(etc, "sedXYZ"), "new")
+		if err := os.Rename(filepath.Join(etc, "sedXYZ"), filepath.Join(etc, name)); err != nil {
+			t.Fatal(err)
+		}
+		if got := c.may(order{Do: "read", Path: "/etc/" + name}); got != "new" {
+			t.Errorf("/etc/%s reads %q after it was replaced", name, got)
+		}
+	}
+	write(t, filepath.Join(resolver, "new"), "new")
+	if err := os.Rename(filepath.Join(resolver, "new"), filepath.Join(resolver, "resolv.conf")); err != nil {
+		t.Fatal(err)
+	}
+	if got := c.may(order{Do: "read", Path: "/etc/resolv.conf"}); got != "new" {
+		t.Errorf("/etc/resolv.conf reads %q after what it leads to was replaced", got)
+	}
+	if err := errors.Join(os.Symlink(filepath.Join(resolver, "stub.conf"), filepath.Join(etc, "new")),
+		os.Rename(filepath.Join(etc, "new"), filepath.Join(etc, "resolv.conf"))); err != nil {
+		t.Fatal(err)
+	}
+	if got := c.may(order{Do: "read", Path: "/etc/resolv.conf"}); got != "stub" {
+		t.Errorf("/etc/resolv.conf reads %q after it was led elsewhere", got)
+	}
+	c.mayNot(order{Do: "write", Path: "/etc/hosts"})
+	c.mayNot(order{Do: "list", Path: "/etc"})
+}
+
 // In a folder of many programs the file alone is granted. One that takes its
 // place is another, and Covers knows.
 func TestSharedFolder(t *testing.T) {
@@ -437,7 +546,7 @@ func TestCovers(t *testing.T) {
 		"connect to TCP port 8009-8011 (egress x)":                  {Connect: []Ports{{8009, 8011, "egress x"}}},
 		"make a unix socket in /":                                   {Sockets: []string{"/"}},
 		"connect to a unix socket without a path (service y)":       {Abstract: "service y"},
-		"read /etc/shadow, connect to TCP port 5432 (service post)": {Read: []string{"/etc/shadow"}, Connect: []Ports{port(5432, "service post")}},
+		"read " + key + ", connect to TCP port 5432 (service post)": {Read: []string{key}, Connect: []Ports{port(5432, "service post")}},
 	} {
 		r := c.order(order{Do: "covers", Needs: n})
 		want := ""
