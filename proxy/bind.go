@@ -4,13 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
-	"os"
-	"os/user"
 	"slices"
 	"strconv"
-	"strings"
 	"syscall"
 )
 
@@ -90,8 +86,8 @@ func (b *binding) claim(i int) error {
 		return err
 	}
 	if want.Address.Network == "unix" && (have.Mode != want.Mode || have.Owner != want.Owner) {
-		b.restore = append(b.restore, func() error { return setOwnership(have) })
-		if err := setOwnership(want); err != nil {
+		b.restore = append(b.restore, func() error { return l.setOwnership(have) })
+		if err := l.setOwnership(want); err != nil {
 			return err
 		}
 	}
@@ -213,136 +209,24 @@ func (l *listener) listenOtherFamily(address string) error {
 	return err
 }
 
-// listenUnix binds a unix socket, over a file that a dead process left behind.
 func (l *listener) listenUnix(c *Listener) error {
-	path := c.Address.Address
-	abstract := strings.HasPrefix(path, "@")
-	if !abstract {
-		if err := removeStale(path); err != nil {
-			return err
-		}
-	}
-	// The file gets its final mode only after its owner; until then, by the
-	// mode of the unbound socket, nobody else can connect.
-	lc := net.ListenConfig{Control: func(_, _ string, rc syscall.RawConn) error {
-		var err error
-		if cerr := rc.Control(func(fd uintptr) { err = restrictSocket(fd) }); cerr != nil {
-			return cerr
-		}
-		return err
-	}}
-	s, err := lc.Listen(context.Background(), "unix", path)
+	s, err := ListenUnix(c.Address.Address, c.Mode, c.Owner)
 	if err != nil {
 		return err
 	}
 	l.socks = []net.Listener{s}
-	if abstract {
-		return nil
-	}
-	s.(*net.UnixListener).SetUnlinkOnClose(false)
-	mine, err := os.Lstat(path)
-	if err != nil {
-		s.Close()
-		return err
-	}
-	// By the time it stops, another process may have put its own file there.
-	l.unlink = func() {
-		if now, err := os.Lstat(path); err == nil && os.SameFile(mine, now) {
-			os.Remove(path)
-		}
-	}
-	if err := setOwnership(c); err != nil {
-		l.unlink()
-		s.Close()
-		return err
-	}
 	return nil
 }
 
-// removeStale removes a socket file that nobody listens on. Anything else at
-// that path is left alone.
-func removeStale(path string) error {
-	st, err := os.Lstat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+// setOwnership gives the socket's file the owner and mode of a new config.
+func (l *listener) setOwnership(c *Listener) error {
+	s, ok := l.socks[0].(*unixListener)
+	if !ok {
+		return nil // it has no file
 	}
-	if err != nil {
-		return err
-	}
-	if st.Mode()&fs.ModeSocket == 0 {
-		return fmt.Errorf("%s exists and is no socket; choose another path or remove it", path)
-	}
-	c, err := net.Dial("unix", path)
+	o, err := parseOwnership(c.Mode, c.Owner)
 	if err == nil {
-		c.Close()
-		return fmt.Errorf("%s: another process listens there: %w", path, syscall.EADDRINUSE)
+		_, err = ownUnix(s.path, s.file, o)
 	}
-	if !errors.Is(err, syscall.ECONNREFUSED) {
-		return err
-	}
-	return os.Remove(path)
-}
-
-// setOwnership gives a unix socket's file the owner and mode of its config.
-func setOwnership(c *Listener) error {
-	path := c.Address.Address
-	if strings.HasPrefix(path, "@") {
-		return nil
-	}
-	uid, gid, err := lookupOwner(c.Owner)
-	if err != nil {
-		return err
-	}
-	if uid >= 0 || gid >= 0 {
-		if err := os.Chown(path, uid, gid); err != nil {
-			return err
-		}
-	}
-	mode := c.Mode
-	if mode == 0 {
-		mode = 0o600
-	}
-	return os.Chmod(path, mode)
-}
-
-// lookupOwner reads "user", "user:group" or ":group", by name or number. -1
-// leaves an id as it is.
-func lookupOwner(s string) (uid, gid int, err error) {
-	userName, groupName, _ := strings.Cut(s, ":")
-	uid, err = lookupID(userName, func(name string) (string, error) {
-		u, err := user.Lookup(name)
-		if err != nil {
-			return "", err
-		}
-		return u.Uid, nil
-	})
-	if err != nil {
-		return 0, 0, fmt.Errorf("owner %q: %w", s, err)
-	}
-	gid, err = lookupID(groupName, func(name string) (string, error) {
-		g, err := user.LookupGroup(name)
-		if err != nil {
-			return "", err
-		}
-		return g.Gid, nil
-	})
-	if err != nil {
-		return 0, 0, fmt.Errorf("owner %q: %w", s, err)
-	}
-	return uid, gid, nil
-}
-
-func lookupID(name string, byName func(string) (string, error)) (int, error) {
-	if name == "" {
-		return -1, nil
-	}
-	id := name
-	if strings.Trim(name, "0123456789") != "" {
-		var err error
-		if id, err = byName(name); err != nil {
-			return 0, err
-		}
-	}
-	n, err := strconv.ParseUint(id, 10, 31)
-	return int(n), err
+	return err
 }

@@ -282,12 +282,6 @@ func resetOnClose(fd uintptr) error {
 	return os.NewSyscallError("setsockopt", unix.SetsockoptLinger(int(fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}))
 }
 
-// restrictSocket gives a socket that is not yet bound the mode that its file
-// will have.
-func restrictSocket(fd uintptr) error {
-	return os.NewSyscallError("fchmod", unix.Fchmod(int(fd), 0o600))
-}
-
 // A spareDescriptor is held so that connections can still be refused when
 // descriptors run out.
 type spareDescriptor struct {

@@ -35,8 +35,6 @@ func setMark(uintptr, uint32) error { return errors.New("socket marks exist on L
 
 func resetOnClose(uintptr) error { return nil }
 
-func restrictSocket(uintptr) error { return nil }
-
 // spareDescriptor refuses waiting connections on Linux only.
 type spareDescriptor struct{}
 

@@ -32,7 +32,6 @@ type listener struct {
 	stopping sync.Once
 	stopped  chan struct{}
 	loops    sync.WaitGroup
-	unlink   func() // removes a unix socket's file; may be nil
 }
 
 func (l *Listener) name() string { return string(l.Kind) + " " + l.Address.String() }
@@ -119,9 +118,6 @@ func (l *listener) stop() {
 	l.stopping.Do(func() {
 		l.serving.Do(func() {}) // never serve from now on
 		close(l.stopped)
-		if l.unlink != nil {
-			l.unlink()
-		}
 		for _, s := range l.socks {
 			s.Close()
 		}

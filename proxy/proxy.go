@@ -35,6 +35,7 @@ type Proxy struct {
 
 	change    sync.Mutex // one Start, Update, Drain or Close at a time
 	listeners []*listener
+	bound     bool
 	started   bool
 
 	mu      sync.Mutex
@@ -130,8 +131,33 @@ func (p *Proxy) compile(cfg Config) (*state, error) {
 	return st, nil
 }
 
-// Start binds every listener and serves. Its error names the listener that
-// failed; then none is bound.
+// Bind binds every listener. Nothing is accepted until Start. Its error names
+// the listener that failed; then none is bound.
+func (p *Proxy) Bind() error {
+	p.change.Lock()
+	defer p.change.Unlock()
+	return p.bind()
+}
+
+func (p *Proxy) bind() error {
+	switch {
+	case p.isClosed():
+		return errors.New("proxy is closed")
+	case p.bound:
+		return errors.New("proxy is already bound")
+	}
+	ls, err := p.bindAll(p.state.Load(), nil)
+	if err != nil {
+		return err
+	}
+	p.bound = true
+	p.mu.Lock()
+	p.listeners = ls
+	p.mu.Unlock()
+	return nil
+}
+
+// Start serves, and binds the listeners before unless Bind has.
 func (p *Proxy) Start() error {
 	p.change.Lock()
 	defer p.change.Unlock()
@@ -141,17 +167,20 @@ func (p *Proxy) Start() error {
 	if p.started {
 		return errors.New("proxy is already started")
 	}
-	st := p.state.Load()
-	next, err := p.bindAll(st, nil)
-	if err != nil {
-		return err
+	if !p.bound {
+		if err := p.bind(); err != nil {
+			return err
+		}
 	}
 	p.started = true
 	p.spare.hold()
+	var err error
 	if p.poller, err = newPoller(); err == nil {
 		p.background.Go(p.poller.run)
 	}
-	p.adopt(next)
+	for _, l := range p.listeners {
+		l.serve()
+	}
 	p.background.Go(p.sweep)
 	p.background.Go(p.keepNames)
 	return nil

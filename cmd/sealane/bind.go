@@ -30,7 +30,7 @@ func (s sockets) listen(key string, e proxy.Endpoint) (net.Listener, error) {
 		}
 		l, err = net.FileListener(files[0])
 	case "unix":
-		l, err = listenUnix(e.Address)
+		l, err = proxy.ListenUnix(e.Address, 0, "") // for this user alone
 	default:
 		var lc net.ListenConfig
 		lc.SetMultipathTCP(false) // of which the sandbox sees nothing
@@ -40,39 +40,6 @@ func (s sockets) listen(key string, e proxy.Endpoint) (net.Listener, error) {
 		return nil, bindError(key, e, err)
 	}
 	return l, nil
-}
-
-// listenUnix binds a unix socket for this user alone, over one that a dead
-// process left behind.
-func listenUnix(path string) (net.Listener, error) {
-	l, err := net.Listen("unix", path)
-	if errors.Is(err, syscall.EADDRINUSE) && isStale(path) {
-		if err := os.Remove(path); err != nil {
-			return nil, err
-		}
-		l, err = net.Listen("unix", path)
-	}
-	if err != nil || path[0] == '@' {
-		return l, err
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		l.Close()
-		return nil, err
-	}
-	return l, nil
-}
-
-// isStale says whether path is a socket on which nobody listens.
-func isStale(path string) bool {
-	info, err := os.Lstat(path)
-	if err != nil || info.Mode().Type() != fs.ModeSocket {
-		return false
-	}
-	c, err := net.Dial("unix", path)
-	if err == nil {
-		c.Close()
-	}
-	return errors.Is(err, syscall.ECONNREFUSED)
 }
 
 // bindError says in words what to do about an address that cannot be had.

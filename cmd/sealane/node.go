@@ -50,6 +50,9 @@ type node struct {
 // nodeOptions are what is not in the config.
 type nodeOptions struct {
 	sockets sockets
+	// confine restricts the process, if not nil. All is bound then, and nothing
+	// that peers or apps send has been read.
+	confine func() error
 	// resolve replaces the system's resolver for targets, if not nil.
 	resolve func(ctx context.Context, host string) ([]netip.Addr, error)
 }
@@ -79,6 +82,14 @@ func startNode(cfg *config.Config, log zerolog.Logger, options nodeOptions) (_ *
 	}
 	if n.proxy, err = proxy.New(n.proxyConfig(cfg, n.links, admin), n.mux); err != nil {
 		return nil, err
+	}
+	if err := n.proxy.Bind(); err != nil {
+		return nil, err
+	}
+	if options.confine != nil {
+		if err := options.confine(); err != nil {
+			return nil, err
+		}
 	}
 	if err := n.proxy.Start(); err != nil {
 		return nil, err

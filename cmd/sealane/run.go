@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -57,29 +58,39 @@ func runRun(p *process, in input) int {
 		return p.fail(err)
 	}
 	defer manager.Close()
-	n, err := startNode(cfg, log, nodeOptions{sockets: sockets})
+	var box *sandbox.Sandbox
+	n, err := startNode(cfg, log, nodeOptions{sockets: sockets, confine: func() (err error) {
+		box, err = enterSandbox(cfg, log, in.set("no-sandbox"))
+		return err
+	}})
 	if err != nil {
 		log.Error().Err(err).Msg("could not start")
 		return exitError
 	}
 	r := &runner{
-		node: n, signals: signals, sink: sink, manager: manager, watcher: w,
+		node: n, signals: signals, sink: sink, manager: manager, watcher: w, sandbox: box,
 		load: func() (*config.Config, error) { return config.Load(file, p.getenv) }, boundMemory: p.boundMemory,
 	}
-	if in.set("no-sandbox") {
-		log.Warn().Msg("sandbox off, as --no-sandbox says")
-	} else if r.sandbox, err = sandbox.Enter(sandbox.For(cfg)); err != nil {
-		log.Error().Err(err).Msg("could not start; --no-sandbox does without the sandbox")
-		n.close()
-		return exitError
-	} else {
-		level := zerolog.InfoLevel
-		if !r.sandbox.Complete() {
-			level = zerolog.WarnLevel
-		}
-		log.WithLevel(level).Stringer("applied", r.sandbox).Msg("sandbox")
-	}
 	return r.run()
+}
+
+// enterSandbox leaves to this process what the config needs, unless off says
+// that it keeps all it has.
+func enterSandbox(cfg *config.Config, log zerolog.Logger, off bool) (*sandbox.Sandbox, error) {
+	if off {
+		log.Warn().Msg("sandbox off, as --no-sandbox says")
+		return nil, nil
+	}
+	box, err := sandbox.Enter(sandbox.For(cfg))
+	if err != nil {
+		return nil, fmt.Errorf("%w; --no-sandbox does without the sandbox", err)
+	}
+	level := zerolog.InfoLevel
+	if !box.Complete() {
+		level = zerolog.WarnLevel
+	}
+	log.WithLevel(level).Stringer("applied", box).Msg("sandbox")
+	return box, nil
 }
 
 // memoryBase is what a sidecar may use beside unread bytes.
