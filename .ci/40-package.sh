@@ -40,9 +40,11 @@ is 'the shell of the user' "$(getent passwd sealane | cut -d : -f 7)" /usr/sbin/
 echo '- the example config, as it is and with all its examples'
 sealane keygen -o /etc/sealane/node.key >/dev/null
 chown sealane: /etc/sealane/node.key
-setpriv --reuid=sealane --regid=sealane --init-groups sealane check -c /etc/sealane/sealane.yaml >/dev/null
+as_sealane() { setpriv --reuid=sealane --regid=sealane --init-groups sealane "$@"; }
+as_sealane check -c /etc/sealane/sealane.yaml >/dev/null
+sealane pubkey /etc/sealane/node.key 2>/dev/null && fail "root takes a key that another user can change"
 sed 's/^#://' /etc/sealane/sealane.yaml >/etc/sealane/full.yaml
-sealane check -c /etc/sealane/full.yaml | grep -q '1 peer, 2 listeners, 1 route, 1 service, 1 egress rule' || fail 'the examples do not check'
+as_sealane check -c /etc/sealane/full.yaml | grep -q '1 peer, 2 listeners, 1 route, 1 service, 1 egress rule' || fail 'the examples do not check'
 rm /etc/sealane/full.yaml
 
 echo '- the manual page and the completions'

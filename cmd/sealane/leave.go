@@ -26,14 +26,43 @@ func runLeave(p *process, _ input) int {
 	return exitOK
 }
 
-// findSidecar gives the process that is "sealane run", of which there must be
-// one.
+// findSidecar gives the process that is "sealane run" and sees the files that
+// this one sees, of which there must be one. Containers of a pod may share
+// process ids, and a host sees those of all: what no two of them share is the
+// list of mounts, in which each mount has a number of its own.
 func findSidecar(proc string) (int, error) {
-	files, err := filepath.Glob(filepath.Join(proc, "[0-9]*", "cmdline"))
+	mounts, err := os.ReadFile(filepath.Join(proc, "self", "mountinfo"))
 	if err != nil {
 		return 0, err
 	}
-	found := 0
+	found, elsewhere := 0, 0
+	for _, pid := range sidecars(proc) {
+		theirs, err := os.ReadFile(filepath.Join(proc, strconv.Itoa(pid), "mountinfo"))
+		switch {
+		case err != nil || !bytes.Equal(theirs, mounts):
+			elsewhere = pid
+		case found != 0:
+			return 0, errors.New("several sidecars run here; send the one that is meant the signal USR1")
+		default:
+			found = pid
+		}
+	}
+	switch {
+	case found != 0:
+		return found, nil
+	case elsewhere != 0:
+		return 0, fmt.Errorf("no sidecar runs in this container; if process %d of another one is meant, send it the signal USR1", elsewhere)
+	}
+	return 0, errors.New("no sidecar runs here")
+}
+
+// sidecars lists the processes that are "sealane run".
+func sidecars(proc string) []int {
+	files, err := filepath.Glob(filepath.Join(proc, "[0-9]*", "cmdline"))
+	if err != nil {
+		return nil // the pattern is good
+	}
+	var pids []int
 	for _, name := range files {
 		text, err := os.ReadFile(name)
 		if err != nil {
@@ -43,15 +72,9 @@ func findSidecar(proc string) (int, error) {
 		if len(args) < 2 || filepath.Base(string(args[0])) != "sealane" || string(args[1]) != "run" {
 			continue
 		}
-		if found != 0 {
-			return 0, errors.New("several sidecars run here; send the one that is meant the signal USR1")
-		}
-		if found, err = strconv.Atoi(filepath.Base(filepath.Dir(name))); err != nil {
-			return 0, err
+		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(name))); err == nil {
+			pids = append(pids, pid)
 		}
 	}
-	if found == 0 {
-		return 0, errors.New("no sidecar runs here")
-	}
-	return found, nil
+	return pids
 }

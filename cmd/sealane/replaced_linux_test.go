@@ -18,14 +18,19 @@ import (
 func withEtc(t *testing.T, etc string, args ...string) *exec.Cmd {
 	t.Helper()
 	shell := `mount --make-rprivate / && mount --bind "$0" /etc && exec sealane "$@"`
-	command := exec.Command("sh", append([]string{"-c", shell, etc}, args...)...)
+	return inMountNamespace(t, exec.Command("sh", append([]string{"-c", shell, etc}, args...)...))
+}
+
+// inMountNamespace lets a command see mounts of its own, as root there.
+func inMountNamespace(t *testing.T, command *exec.Cmd) *exec.Cmd {
+	t.Helper()
 	command.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
 	if os.Geteuid() != 0 {
 		command.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
 		command.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}}
 		command.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}}
 	}
-	probe := exec.Command("true")
+	probe := exec.Command("mount", "--make-rprivate", "/")
 	probe.SysProcAttr = command.SysProcAttr
 	if err := probe.Run(); err != nil {
 		why := "needs a mount namespace, for which this user lacks the permission: " + err.Error()

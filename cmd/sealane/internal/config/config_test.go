@@ -321,6 +321,78 @@ func TestCheckMode(t *testing.T) {
 	}
 }
 
+// TestCheckOwner: only root and this process's user may own what it trusts.
+func TestCheckOwner(t *testing.T) {
+	for _, c := range []struct {
+		owner, self int
+		want        access
+		acceptable  bool
+	}{
+		{0, 0, secret, true},
+		{0, 1000, secret, true},
+		{1000, 1000, secret, true},
+		{1000, 0, secret, false}, // root trusts nobody's either
+		{1000, 1001, secret, false},
+		{1000, 0, public, false},
+		{1000, 1000, public, true},
+		{1000, 0, anyone, true},
+	} {
+		if err := checkOwner("key", c.owner, c.self, c.want); (err == nil) != c.acceptable {
+			t.Errorf("owner %d, process %d, access %d: %v", c.owner, c.self, c.want, err)
+		}
+	}
+}
+
+// TestForeignFiles loads a config whose files a stranger owns.
+func TestForeignFiles(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can give a file to another user")
+	}
+	dir := t.TempDir()
+	key, err := session.GenerateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := []string{"node.key", "peer.pub", "password"}
+	for i, text := range []string{string(key.PEM()), "FkbONIRffYhX0ytF32l9MA1Df976PD8qWYLr5yStsQs", "secret"} {
+		if err := os.WriteFile(filepath.Join(dir, files[i]), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	file := filepath.Join(dir, "sealane.yaml")
+	config := "identity: node.key\npeers: [{name: far, key_files: [peer.pub]}]\n" +
+		"listeners: [{socks5: \"127.0.0.1:0\", users: [{name: a, password_file: password}]}]\n"
+	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	load := func() string {
+		if _, err := Load(file, func(string) string { return "" }); err != nil {
+			return err.Error()
+		}
+		return ""
+	}
+	if got := load(); got != "" {
+		t.Fatal(got)
+	}
+	for _, name := range files {
+		if err := os.Chown(filepath.Join(dir, name), 4321, 4321); err != nil {
+			t.Fatal(err)
+		}
+		if got := load(); !strings.Contains(got, name+" belongs to another user (number 4321)") {
+			t.Errorf("%s of a stranger: %q", name, got)
+		}
+		if err := os.Chown(filepath.Join(dir, name), 0, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Chown(filepath.Join(dir, "node.key"), 4321, 4321); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ReadKey(filepath.Join(dir, "node.key")); err == nil || !strings.Contains(err.Error(), "belongs to another user") {
+		t.Errorf("a key of a stranger: %v", err)
+	}
+}
+
 // TestHostileYAML reads texts made to be slow, deep or large: it would not end
 // in a test's time, or overflow the stack, if nothing bounded them.
 func TestHostileYAML(t *testing.T) {

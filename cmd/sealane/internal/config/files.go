@@ -19,8 +19,8 @@ const maxSecret = 64 << 10
 type access int
 
 const (
-	secret access = iota // others must not read it, and not write it
-	public               // others must not write it
+	secret access = iota // others must not own, read or write it
+	public               // others must not own or write it
 	anyone               // nothing
 )
 
@@ -46,6 +46,9 @@ func readFile(path string, limit int64, want access) ([]byte, error) {
 		if err != nil {
 			return nil, fmt.Errorf("look up this process's groups: %w", err)
 		}
+		if err := checkOwner(path, int(stat.Uid), os.Geteuid(), want); err != nil {
+			return nil, err
+		}
 		mayReadGroup := stat.Uid == 0 && (int(stat.Gid) == os.Getegid() || slices.Contains(groups, int(stat.Gid)))
 		if err := checkMode(path, info.Mode(), want, mayReadGroup); err != nil {
 			return nil, err
@@ -59,6 +62,15 @@ func readFile(path string, limit int64, want access) ([]byte, error) {
 		return nil, fmt.Errorf("%s is larger than %d bytes; is it the right file?", path, limit)
 	}
 	return b, nil
+}
+
+// checkOwner refuses a file that another user, root aside, could change at
+// will, whatever its mode: they would choose this node's key, or its peers.
+func checkOwner(path string, owner, self int, want access) error {
+	if want == anyone || owner == 0 || owner == self {
+		return nil
+	}
+	return fmt.Errorf("%s belongs to another user (number %d), who can change it; run sealane as that user, or: chown %d %s", path, owner, self, path)
 }
 
 // checkMode applies the rule for key files: others may not read, group and
