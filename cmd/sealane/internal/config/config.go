@@ -55,6 +55,7 @@ type Config struct {
 
 	Limits   Limits
 	Timeouts Timeouts
+	Sandbox  Sandbox
 }
 
 // Limits bound what peers and apps can make this process hold.
@@ -69,6 +70,15 @@ type Limits struct {
 type Timeouts struct {
 	Handshake, Dial, Idle, HalfClose, Drain time.Duration
 }
+
+// Sandbox is room beyond what the config needs, for what later ones need.
+type Sandbox struct {
+	Ports []PortRange // to listen on and to connect to
+	Paths []string    // files, and folders with all that is beneath them
+}
+
+// PortRange is a range of TCP ports. 0, alone, is one that the kernel picks.
+type PortRange struct{ First, Last uint16 }
 
 // Default is the config of a file that sets nothing.
 func Default(file string) *Config {
@@ -192,6 +202,7 @@ func (l *loader) root(n *node) {
 		field{"egress", func(n *node) { l.list(n, "egress", l.egressRule) }, ""},
 		field{"limits", l.limits, ""},
 		field{"timeouts", l.timeouts, ""},
+		field{"sandbox", l.sandbox, ""},
 	)
 }
 

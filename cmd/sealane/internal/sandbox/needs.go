@@ -21,6 +21,15 @@ type Needs struct {
 	Bind, Connect []Ports
 	// Abstract names a target that is a unix socket without a path, if there is one.
 	Abstract string
+	// Room is what later configs may need. It is granted with the rest; that
+	// it was not is nothing that this config lacks.
+	Room Room
+}
+
+// Room is what sandbox of a config grants in advance.
+type Room struct {
+	Ports []Ports  // to listen on and to connect to
+	Paths []string // to read; in folders sockets may be made, too
 }
 
 // Ports is a range of ports and what it is for.
@@ -34,7 +43,10 @@ func (p Ports) all() bool { return p.First <= 1 && p.Last == 65535 }
 
 // For lists what a process needs that runs this config.
 func For(c *config.Config) Needs {
-	n := Needs{Read: c.Files}
+	n := Needs{Read: c.Files, Room: Room{Paths: c.Sandbox.Paths}}
+	for _, r := range c.Sandbox.Ports {
+		n.Room.Ports = append(n.Room.Ports, Ports{r.First, r.Last, "sandbox.ports"})
+	}
 	n.listen(c.Listen, "listen")
 	n.listen(c.Admin, "admin")
 	for _, l := range c.Listeners {

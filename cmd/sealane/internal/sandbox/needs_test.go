@@ -31,6 +31,7 @@ func TestNeedsOfAConfig(t *testing.T) {
 			{Match: match(t, "*:*"), To: proxy.Target{Peer: "db"}},
 			{Match: match(t, "10.1.0.0/16:25"), To: proxy.Target{Direct: true}},
 		},
+		Sandbox: config.Sandbox{Ports: []config.PortRange{{First: 6000, Last: 6999}}, Paths: []string{"/c/extra"}},
 	})
 	want := Needs{
 		Read:    []string{"/c/sealane.yaml", "/c/node.key"},
@@ -41,6 +42,7 @@ func TestNeedsOfAConfig(t *testing.T) {
 			{443, 443, `egress "*.internal:443"`}, {8000, 8010, `egress "10.0.0.0/8:8000-8010"`}, {25, 25, `direct route "10.1.0.0/16:25"`},
 		},
 		Abstract: "service bus",
+		Room:     Room{Ports: []Ports{{6000, 6999, "sandbox.ports"}}, Paths: []string{"/c/extra"}},
 	}
 	if !reflect.DeepEqual(n, want) {
 		t.Errorf("got  %+v\nwant %+v", n, want)

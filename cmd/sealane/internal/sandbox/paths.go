@@ -160,32 +160,48 @@ func shared(dir string) bool {
 	return slices.Contains(sharedFolders, dir) || filepath.Dir(dir) == "/home" || err == nil && dir == filepath.Clean(home)
 }
 
-// missing describes what a config needs beyond what was granted.
-func (s *Sandbox) missing(n Needs) []string {
-	var out []string
+// missing is what a config needs beyond what was granted.
+type missing struct {
+	files, ports, other []string
+}
+
+func (s *Sandbox) missing(n Needs) missing {
+	var m missing
 	if !s.files {
-		return nil
+		return m
 	}
 	for _, path := range n.Read {
 		if _, err := os.Stat(path); err == nil && !s.read.cover(path) {
-			out = append(out, "read "+path)
+			m.files = append(m.files, "read "+path)
 		}
 	}
 	for _, dir := range n.Sockets {
 		if _, err := os.Stat(dir); err == nil && !s.sockets.cover(dir) {
-			out = append(out, "make a unix socket in "+dir)
+			m.files = append(m.files, "make a unix socket in "+dir)
 		}
 	}
 	if s.bind != nil {
-		out = append(out, missingPorts(s.bind, n.Bind, "listen on")...)
+		m.ports = append(m.ports, missingPorts(s.bind, n.Bind, "listen on")...)
 	}
 	if s.connect != nil {
-		out = append(out, missingPorts(s.connect, n.Connect, "connect to")...)
+		m.ports = append(m.ports, missingPorts(s.connect, n.Connect, "connect to")...)
 	}
 	if s.scoped && n.Abstract != "" {
-		out = append(out, "connect to a unix socket without a path ("+n.Abstract+")")
+		m.other = append(m.other, "connect to a unix socket without a path ("+n.Abstract+")")
 	}
-	return out
+	return m
+}
+
+// keys names what of the config grants in advance what is missing.
+func (m missing) keys() []string {
+	var keys []string
+	if len(m.ports) > 0 {
+		keys = append(keys, "sandbox.ports")
+	}
+	if len(m.files) > 0 {
+		keys = append(keys, "sandbox.paths")
+	}
+	return keys
 }
 
 func missingPorts(have *portSet, want []Ports, verb string) []string {

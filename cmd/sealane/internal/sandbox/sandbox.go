@@ -3,6 +3,7 @@ package sandbox
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 )
 
@@ -36,11 +37,30 @@ func (s *Sandbox) Covers(n Needs) error {
 	if s == nil {
 		return nil
 	}
-	missing := s.missing(n)
-	if len(missing) == 0 {
+	m := s.missing(n)
+	lacks := slices.Concat(m.files, m.ports, m.other)
+	if len(lacks) == 0 {
 		return nil
 	}
-	return fmt.Errorf("the sandbox was set when sealane started and cannot be widened; restart sealane to let it %s", strings.Join(missing, ", "))
+	room := ""
+	if keys := m.keys(); len(keys) > 0 {
+		room = "; for a reload to have room for it, add it to " + strings.Join(keys, " and ") + " and restart once"
+	}
+	return fmt.Errorf("the sandbox was set when sealane started and cannot be widened; restart sealane to let it %s%s", strings.Join(lacks, ", "), room)
+}
+
+// Awaits names the keys of a config that grant room which takes a restart.
+func (s *Sandbox) Awaits(r Room) []string {
+	if s == nil {
+		return nil
+	}
+	n := Needs{Read: r.Paths, Bind: r.Ports, Connect: r.Ports}
+	for _, path := range r.Paths {
+		if info, err := os.Stat(path); err == nil && info.IsDir() {
+			n.Sockets = append(n.Sockets, path)
+		}
+	}
+	return s.missing(n).keys()
 }
 
 // String describes what was applied, and why something was not, for the log.

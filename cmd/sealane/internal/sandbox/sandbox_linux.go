@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/landlock-lsm/go-landlock/landlock"
@@ -57,6 +58,12 @@ func Enter(n Needs) (*Sandbox, error) {
 	for _, dir := range n.Sockets {
 		s.sockets.add(dir)
 	}
+	for _, path := range n.Room.Paths {
+		s.read.add(path)
+		if info, err := os.Stat(path); err == nil && info.IsDir() {
+			s.sockets.add(path)
+		}
+	}
 	s.pinProc()
 	if abi >= 4 {
 		s.restrictPorts(n)
@@ -88,14 +95,14 @@ func (s *Sandbox) unpin() {
 }
 
 func (s *Sandbox) restrictPorts(n Needs) {
-	s.bind = setOf(n.Bind)
+	s.bind = setOf(slices.Concat(n.Bind, n.Room.Ports))
 	for _, r := range n.Connect {
 		if r.all() {
 			s.anyPort = r.For
 			return
 		}
 	}
-	s.connect = setOf(n.Connect)
+	s.connect = setOf(slices.Concat(n.Connect, n.Room.Ports))
 }
 
 // restrict hands the rules to the kernel. Newer rights than those of ABI 7

@@ -76,6 +76,8 @@ func prisoner(in io.Reader, out io.Writer) error {
 			s, err = Enter(o.Needs)
 		case "covers":
 			err = s.Covers(o.Needs)
+		case "awaits":
+			r.Text = strings.Join(s.Awaits(o.Needs.Room), " and ")
 		case "describe":
 			r.Text = s.String()
 		default:
@@ -536,6 +538,13 @@ func TestCovers(t *testing.T) {
 		Read: []string{conf}, Sockets: []string{dir},
 		Bind: []Ports{port(7423, "listen")}, Connect: []Ports{port(53, "DNS"), {8000, 8010, "egress"}},
 	}})
+	rooms := map[string]string{
+		"read " + key:                                               "sandbox.paths",
+		"listen on TCP port 7424 (admin)":                           "sandbox.ports",
+		"connect to TCP port 8009-8011 (egress x)":                  "sandbox.ports",
+		"make a unix socket in /":                                   "sandbox.paths",
+		"read " + key + ", connect to TCP port 5432 (service post)": "sandbox.ports and sandbox.paths",
+	}
 	for what, n := range map[string]Needs{
 		"": {
 			Read: []string{conf, filepath.Join(dir, "etc", "next.key"), filepath.Join(dir, "none")}, Sockets: []string{filepath.Join(dir, "etc")},
@@ -552,9 +561,49 @@ func TestCovers(t *testing.T) {
 		want := ""
 		if what != "" {
 			want = "the sandbox was set when sealane started and cannot be widened; restart sealane to let it " + what
+			if keys := rooms[what]; keys != "" {
+				want += "; for a reload to have room for it, add it to " + keys + " and restart once"
+			}
 		}
 		if r.Error != want {
 			t.Errorf("covers says %q, want %q", r.Error, want)
+		}
+	}
+}
+
+// TestRoom: what was granted in advance can be used, and is asked for once.
+func TestRoom(t *testing.T) {
+	dir := t.TempDir()
+	conf, room, other := filepath.Join(dir, "conf", "sealane.yaml"), filepath.Join(dir, "room"), filepath.Join(dir, "other")
+	write(t, conf, "")
+	write(t, filepath.Join(room, "sub", "next.key"), "next")
+	write(t, filepath.Join(other, "file"), "one file")
+	write(t, filepath.Join(other, "beside"), "")
+	first, second := target(t), freePort(t)
+	grant := Room{Ports: []Ports{port(first, "sandbox.ports"), port(second, "sandbox.ports")}, Paths: []string{room, filepath.Join(other, "file")}}
+	c := newCell(t)
+	c.may(order{Do: "enter", Needs: Needs{Read: []string{conf}, Room: grant}})
+	c.may(order{Do: "connect", Port: first})
+	c.may(order{Do: "listen", Port: second})
+	c.may(order{Do: "read", Path: filepath.Join(room, "sub", "next.key")})
+	c.may(order{Do: "socket", Path: filepath.Join(room, "sock")})
+	c.may(order{Do: "read", Path: filepath.Join(other, "file")})
+	c.mayNot(order{Do: "read", Path: filepath.Join(other, "beside")})
+	c.mayNot(order{Do: "connect", Port: target(t)})
+	needs := Needs{
+		Read: []string{conf, filepath.Join(room, "sub", "next.key")}, Sockets: []string{room},
+		Bind: []Ports{port(second, "admin")}, Connect: []Ports{port(first, "service x")},
+	}
+	c.may(order{Do: "covers", Needs: needs})
+	needs.Room = Room{Ports: []Ports{{1, 1000, "sandbox.ports"}}, Paths: []string{dir}}
+	c.may(order{Do: "covers", Needs: needs}) // more room is no need of this config
+	for want, r := range map[string]Room{
+		"":                                grant,
+		"sandbox.ports":                   {Ports: []Ports{{1, 1000, "sandbox.ports"}}},
+		"sandbox.ports and sandbox.paths": {Ports: []Ports{{1, 1000, "sandbox.ports"}}, Paths: []string{dir}},
+	} {
+		if got := c.may(order{Do: "awaits", Needs: Needs{Room: r}}); got != want {
+			t.Errorf("a restart is awaited for %q, want %q", got, want)
 		}
 	}
 }
