@@ -63,7 +63,8 @@ func TestFloodOfStrangers(t *testing.T) {
 	eventually(t, "all places are free", func() bool {
 		b.acceptor.mu.Lock()
 		defer b.acceptor.mu.Unlock()
-		return b.acceptor.reading.Len() == 0 && b.acceptor.handshakes == 0 && len(b.acceptor.sources) == 0
+		a := b.acceptor
+		return a.slots.Len()+a.places.Len()+a.lingering.Len()+len(a.nets)+len(a.hosts) == 0
 	})
 	if n := b.log.count("\n"); n > 100 {
 		t.Errorf("strangers caused %d lines", n)
@@ -73,84 +74,6 @@ func TestFloodOfStrangers(t *testing.T) {
 	}
 	if n := b.log.count("GET"); n > 0 {
 		t.Error("a stranger's bytes are in the log")
-	}
-}
-
-func TestReadingSlots(t *testing.T) {
-	var refused []Limit
-	m, err := New(Config{Session: session.Config{Key: newKey(t)}, Handshakes: 8, Hooks: Hooks{Refused: func(l Limit) { refused = append(refused, l) }}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	m.timing.reading = time.Hour
-	a := m.acceptor
-	source := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}) }
-	gone := make(map[*arrival]error)
-	enter := func(src netip.Addr) *arrival {
-		var v *arrival
-		v = a.enter(src, func(err error) { gone[v] = err })
-		return v
-	}
-	// One source gets so many; then its own oldest goes.
-	greedy := enter(source(0))
-	for range slotsPerSource - 1 {
-		enter(source(0))
-	}
-	if len(gone) != 0 {
-		t.Fatal("evicted too early")
-	}
-	enter(source(0))
-	if len(gone) != 1 || gone[greedy] != errEvicted {
-		t.Fatal("the source's oldest is still there")
-	}
-	// With all slots taken, the oldest of all goes.
-	all := []*arrival{}
-	for i := range readingSlots - slotsPerSource {
-		all = append(all, enter(source(1+i/100)))
-	}
-	if len(gone) != 1 {
-		t.Fatal("evicted while there was room")
-	}
-	last := enter(source(500))
-	if len(gone) != 2 || a.reading.Len() != readingSlots {
-		t.Fatalf("%d evicted, %d slots taken", len(gone), a.reading.Len())
-	}
-	// Handshakes are bounded for each source, and in all.
-	if err := a.admit(greedy); err != errEvicted {
-		t.Fatal(err)
-	}
-	admitted := 0
-	for _, v := range all[:300] {
-		if err := a.admit(v); err == nil {
-			admitted++
-		} else if err != errHandshakes {
-			t.Fatal(err)
-		}
-	}
-	if admitted != 6 { // 2 for each of 3 sources
-		t.Fatalf("admitted %d", admitted)
-	}
-	for _, v := range all[300:] {
-		a.admit(v)
-	}
-	if a.handshakes != 8 {
-		t.Fatalf("%d handshakes", a.handshakes)
-	}
-	if err := a.admit(last); err != errHandshakes {
-		t.Fatal(err)
-	}
-	for _, v := range all {
-		a.leave(v)
-	}
-	a.leave(last)
-	if err := a.admit(enter(source(500))); err != nil {
-		t.Fatal(err)
-	}
-	for e := a.reading.Front(); e != nil; e = a.reading.Front() {
-		a.leave(e.Value.(*arrival))
-	}
-	if len(refused) == 0 || a.handshakes != 1 || len(a.sources) != 1 {
-		t.Fatalf("%d refusals, %d handshakes, %d sources left", len(refused), a.handshakes, len(a.sources))
 	}
 }
 
@@ -171,18 +94,18 @@ func TestSlowFirstMessage(t *testing.T) {
 }
 
 func TestSources(t *testing.T) {
-	for text, want := range map[string]string{
-		"10.0.0.1:5":               "10.0.0.1",
-		"[::ffff:10.0.0.1]:5":      "10.0.0.1",
-		"[2001:db8:0:1:2:3:4:5]:5": "2001:db8:0:1::",
-		"[fe80::1%lo]:5":           "fe80::",
+	for text, want := range map[string][2]string{
+		"10.0.0.1:5":               {"10.0.0.0/24", "10.0.0.1/32"},
+		"[::ffff:10.0.0.1]:5":      {"10.0.0.0/24", "10.0.0.1/32"},
+		"[2001:db8:0:1:2:3:4:5]:5": {"2001:db8::/48", "2001:db8:0:1::/64"},
+		"[fe80::1%lo]:5":           {"fe80::/48", "fe80::/64"},
 	} {
-		a := net.TCPAddrFromAddrPort(netip.MustParseAddrPort(text))
-		if got := sourceOf(a).String(); got != want {
+		s := sourceOf(net.TCPAddrFromAddrPort(netip.MustParseAddrPort(text)))
+		if got := [2]string{s.net.String(), s.host.String()}; got != want {
 			t.Errorf("%s: %s, want %s", text, got, want)
 		}
 	}
-	if sourceOf(&net.UnixAddr{}).IsValid() {
+	if s := sourceOf(&net.UnixAddr{}); s.net.IsValid() || s.host.IsValid() {
 		t.Error("a Unix socket has a source")
 	}
 }

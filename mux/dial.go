@@ -279,6 +279,20 @@ func (p *peer) dialLink(cfg Peer, spare bool) (*link, error) {
 	if targets = p.order(targets, spare); len(targets) == 0 {
 		return nil, errNoSpare
 	}
+	if err := p.mux.reserve(p, false); err != nil {
+		p.mux.result(p.name, resultOf(err))
+		return nil, err
+	}
+	l, err := p.dialOne(ctx, cfg, targets)
+	if err != nil {
+		p.mux.release(p)
+	}
+	return l, err
+}
+
+// dialOne makes a link, for which there is room, to the first of the addresses
+// where one comes up.
+func (p *peer) dialOne(ctx context.Context, cfg Peer, targets []netip.AddrPort) (*link, error) {
 	var verdict error
 	for len(targets) > 0 {
 		conn, target, err := p.connect(ctx, targets)
@@ -363,7 +377,7 @@ func (p *peer) connect(ctx context.Context, targets []netip.AddrPort) (net.Conn,
 	}
 }
 
-// shake runs the handshake, with each of the peer's keys while it is rejected:
+// shake runs the handshake, with each of the peer's keys until the answer opens:
 // the address may hold the current or the next one.
 func (p *peer) shake(conn net.Conn, target netip.AddrPort, keys []session.PublicKey) (*link, error) {
 	cfg := p.mux.config()
@@ -376,7 +390,11 @@ func (p *peer) shake(conn net.Conn, target netip.AddrPort, keys []session.Public
 			cancel()
 			return p.shook(sealed, conn, target.String(), begun, true)
 		}
-		if i+1 == len(keys) || !errors.Is(err, session.ErrRejected) {
+		unopened := errors.Is(err, session.ErrUnopened)
+		if unopened {
+			err = fmt.Errorf("not the configured key of %s, or nothing in common: %w", p.name, err)
+		}
+		if i+1 == len(keys) || !unopened && !errors.Is(err, session.ErrRejected) {
 			cancel()
 			return nil, err
 		}
@@ -410,8 +428,10 @@ func resultOf(err error) LinkResult {
 		return LinkViolation
 	case errors.As(err, &unknown):
 		return LinkUnknown
-	case errors.Is(err, session.ErrRejected):
+	case errors.Is(err, session.ErrRejected), errors.Is(err, session.ErrUnopened):
 		return LinkRejected
+	case errors.Is(err, session.ErrNoRoom):
+		return LinkNoRoom
 	case errors.Is(err, session.ErrNotFound):
 		return LinkNotFound
 	case errors.Is(err, errTooManyLinks), errors.Is(err, errHandshakes):

@@ -61,6 +61,8 @@ type link struct {
 	leaving bool // the streams that still come are refused
 	load    atomic.Int64
 	surplus atomic.Bool // to be closed when it has no streams
+
+	replaced atomic.Bool // ended for a new link, which has its room
 }
 
 func newLink(p *peer, conn sealedConn, raw net.Conn, dialed bool, address string) (*link, error) {

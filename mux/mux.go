@@ -82,8 +82,9 @@ type LinkResult string
 const (
 	LinkOK          LinkResult = "ok"
 	LinkUnreachable LinkResult = "unreachable"  // no address connected
-	LinkRejected    LinkResult = "rejected"     // the responder could not read this node's handshake
+	LinkRejected    LinkResult = "rejected"     // the responder is not the peer, or there is nothing in common
 	LinkNotFound    LinkResult = "not_found"    // the peer does not know this node's key
+	LinkNoRoom      LinkResult = "no_room"      // the peer takes no more links now
 	LinkUnknown     LinkResult = "unknown_peer" // the initiator's key is no peer's
 	LinkViolation   LinkResult = "violation"
 	LinkTimedOut    LinkResult = "timed_out"
@@ -94,7 +95,7 @@ const (
 // LinkResults lists every LinkResult, so that metrics can start at zero.
 func LinkResults() []LinkResult {
 	return []LinkResult{
-		LinkOK, LinkUnreachable, LinkRejected, LinkNotFound, LinkUnknown, LinkViolation, LinkTimedOut, LinkLimited, LinkBroken,
+		LinkOK, LinkUnreachable, LinkRejected, LinkNotFound, LinkNoRoom, LinkUnknown, LinkViolation, LinkTimedOut, LinkLimited, LinkBroken,
 	}
 }
 
@@ -122,6 +123,8 @@ type timing struct {
 	notFoundMin             time.Duration
 	notFoundMax             time.Duration
 	reading                 time.Duration // a reading slot
+	stalled, stalledAlike   time.Duration // a handshake that waits for its other end, see mayGo
+	silent                  time.Duration // a link that may be replaced by a new one
 	stagger                 time.Duration // between attempts at a peer's addresses
 	lookAgain               time.Duration // at a peer's addresses, for links to new ones
 	acceptBackoff, cutGrace time.Duration
@@ -131,7 +134,8 @@ var defaultTiming = timing{
 	tick: time.Second, open: 10 * time.Second,
 	backoffMin: 250 * time.Millisecond, backoffMax: 5 * time.Second,
 	notFoundMin: 30 * time.Second, notFoundMax: 5 * time.Minute,
-	reading: 3 * time.Second, stagger: 250 * time.Millisecond, lookAgain: 30 * time.Second,
+	reading: 3 * time.Second, stalled: time.Second, stalledAlike: 3 * time.Second, silent: 5 * time.Second,
+	stagger: 250 * time.Millisecond, lookAgain: 30 * time.Second,
 	acceptBackoff: 5 * time.Millisecond, cutGrace: time.Second,
 }
 
@@ -147,15 +151,16 @@ type Mux struct {
 	budget   *budget
 	acceptor *acceptor
 	replay   *session.ReplayCache
+	decoys   *session.Decoys
 	ctx      context.Context
 	cancel   context.CancelFunc
 	wg       sync.WaitGroup
 
-	links      atomic.Int64
 	streams    atomic.Int64
 	streamGone chan struct{} // has an element when a stream ended
 
 	mu        sync.Mutex
+	held      int // links of all peers, those included that are coming up
 	cfg       Config
 	peers     map[string]*peer
 	byKey     map[session.PublicKey]*peer
@@ -174,11 +179,15 @@ func New(cfg Config) (*Mux, error) {
 	if err != nil {
 		return nil, err
 	}
+	decoys, err := session.NewDecoys()
+	if err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	m := &Mux{
 		log: cfg.Log, hooks: cfg.Hooks, handler: cfg.Handler, resolver: cfg.Resolver, dialer: cfg.Dialer,
 		timing: defaultTiming, quiet: newLimitedLog(cfg.Log), budget: newBudget(cfg.Memory),
-		replay: session.NewReplayCache(), ctx: ctx, cancel: cancel,
+		replay: session.NewReplayCache(), decoys: decoys, ctx: ctx, cancel: cancel,
 		streamGone: make(chan struct{}, 1),
 		peers:      make(map[string]*peer),
 		listeners:  make(map[net.Listener]struct{}),
@@ -256,7 +265,7 @@ func (c *Config) checkPeers() error {
 // apply makes cfg, which is complete, the current one.
 func (m *Mux) apply(cfg Config) {
 	cfg.Session.Authorize = func(k session.PublicKey) bool { return m.peerByKey(k) != nil }
-	cfg.Session.Replay = m.replay
+	cfg.Session.Replay, cfg.Session.Decoys = m.replay, m.decoys
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	rotated := m.cfg.Session.Key != nil && m.cfg.Session.Key.Public() != cfg.Session.Key.Public()
@@ -276,6 +285,7 @@ func (m *Mux) apply(cfg Config) {
 			m.byKey[k] = p
 		}
 		p.update(pc)
+		p.share = cfg.share(pc)
 		if m.started && !m.closed {
 			p.start()
 		}
@@ -310,6 +320,7 @@ func (m *Mux) Update(cfg Config) error {
 		return err
 	}
 	m.apply(cfg)
+	m.acceptor.look() // there may be more places
 	return nil
 }
 

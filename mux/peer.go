@@ -33,6 +33,8 @@ type peer struct {
 	moving  bool                 // a slot moves its link to another address
 	past    traffic              // of links that have ended
 
+	share, held int // of the limit on links; guarded by the Mux's mutex
+
 	lastFailure   LinkResult // why no link came up, as last logged
 	failureLogged time.Time
 }
@@ -162,26 +164,17 @@ func (p *peer) notify() {
 	p.changed = make(chan struct{})
 }
 
-var (
-	errTooManyLinks = errors.New("too many links")
-	errNotPeer      = errors.New("the key is no peer's any more")
-)
+var errNotPeer = errors.New("the key is no peer's any more")
 
-// up makes a link of a session and runs it in the background.
+// up makes a link of a session and runs it in the background. The caller has
+// reserved room, and has it still if up fails.
 func (p *peer) up(conn *session.Conn, raw net.Conn, dialed bool, address string) (*link, error) {
 	m := p.mux
-	if m.links.Add(1) > int64(m.config().Links) {
-		m.links.Add(-1)
-		m.refused(LimitLinks)
-		conn.Abort(errTooManyLinks)
-		return nil, errTooManyLinks
-	}
 	l, err := newLink(p, conn, raw, dialed, address)
 	if err == nil {
 		err = p.register(l)
 	}
 	if err != nil {
-		m.links.Add(-1)
 		return nil, err
 	}
 	l.logUp()
@@ -227,7 +220,9 @@ func (p *peer) down(l *link) {
 	p.past.add(l.conn.Stats())
 	p.notify()
 	p.mu.Unlock()
-	m.links.Add(-1)
+	if !l.replaced.Load() {
+		m.release(p)
+	}
 	m.violated(p.name, l.cause())
 	l.logDown()
 	if f := m.hooks.LinkDown; f != nil {

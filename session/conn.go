@@ -48,17 +48,22 @@ type Stats struct {
 	BytesIn, BytesOut     uint64 // their plaintext, padding not counted
 	WireIn, WireOut       uint64 // bytes of the transport, handshake included
 	RekeysIn, RekeysOut   uint64
+	LastIn                time.Time // when the last byte came
 }
 
 // counter counts the bytes of a transport.
 type counter struct {
 	net.Conn
 	in, out atomic.Uint64
+	lastIn  atomic.Int64 // nanoseconds since 1970
 }
 
 func (c *counter) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
-	c.in.Add(uint64(n))
+	if n > 0 {
+		c.in.Add(uint64(n))
+		c.lastIn.Store(time.Now().UnixNano())
+	}
 	return n, err
 }
 
@@ -123,9 +128,18 @@ func (c *Conn) readVerdict() error {
 	if err != nil {
 		return streamError(err)
 	}
-	if typ != typeControl {
-		return violation(RuleControl, "the responder's first record is not its verdict")
+	switch {
+	case typ == typeClose && c.rx.open.dec.buffered():
+		return violation(RuleClose, "bytes after the sealed close")
+	case typ == typeClose:
+		return ErrNoRoom
+	case typ == typeControl:
+		return verdictOf(body)
 	}
+	return violation(RuleControl, "the responder's first record is not its verdict")
+}
+
+func verdictOf(body []byte) error {
 	switch string(body) {
 	case controlOK:
 		return nil
@@ -135,14 +149,19 @@ func (c *Conn) readVerdict() error {
 	return violation(RuleControl, "a control record with another body")
 }
 
-// sayNotFound tells an initiator that its key is not known here and waits
-// until it has had time to read that. Errors do not matter: it is over.
-func (c *Conn) sayNotFound() {
-	c.transport.SetDeadline(time.Now().Add(notFoundLinger))
-	err := c.writeNow(func(dst []byte) ([]byte, error) {
-		dst, err := c.tx.seal.short(dst, typeControl, controlNotFound)
-		if err != nil {
-			return dst, err
+// refuse tells an initiator why there is no session, by a control record with
+// the given body or, if that is empty, by the close alone, and waits until it
+// has had time to read that. Errors do not matter: it is over.
+func (c *Conn) refuse(control string, door Door) {
+	if door != nil {
+		door.Settled()
+	}
+	c.transport.SetDeadline(time.Now().Add(refusalLinger))
+	err := c.writeNow(func(dst []byte) (_ []byte, err error) {
+		if control != "" {
+			if dst, err = c.tx.seal.short(dst, typeControl, control); err != nil {
+				return dst, err
+			}
 		}
 		return c.tx.seal.short(dst, typeClose, "")
 	})
@@ -356,6 +375,7 @@ func (c *Conn) Stats() Stats {
 		BytesIn: c.rx.bytes.Load(), BytesOut: c.tx.bytes.Load(),
 		WireIn: c.transport.in.Load(), WireOut: c.transport.out.Load(),
 		RekeysIn: c.rx.rekeys.Load(), RekeysOut: c.tx.rekeys.Load(),
+		LastIn: time.Unix(0, c.transport.lastIn.Load()),
 	}
 }
 

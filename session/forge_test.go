@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"crypto/mlkem"
 	"encoding/hex"
+	"errors"
 	"os"
 	"strings"
 	"testing"
@@ -34,9 +35,7 @@ func forgeInitiator(t testing.TB, ic Config, peer PublicKey) *forgedInitiator {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.offer = &offer{
-		Versions: []int{protocolVersion}, Ciphers: ic.ciphers(), Transforms: ic.transforms(), Padding: ic.Padding,
-	}
+	h.offer = ic.offer()
 	return &forgedInitiator{h, kem}
 }
 
@@ -66,8 +65,10 @@ func (f *forgedInitiator) honest1(t testing.TB) []byte {
 // message3 reads message 2 and gives the text of message 3 with a payload.
 func (f *forgedInitiator) message3(t testing.TB, text2, payload []byte) []byte {
 	t.Helper()
-	f.texts = container.NewReader(bytes.NewReader(text2))
-	if err := f.readMessage2(f.kem); err != nil {
+	if payload == nil {
+		payload = make([]byte, payload3Len)
+	}
+	if _, err := f.openMessage2(share(t, text2), f.kem); err != nil {
 		t.Fatal(err)
 	}
 	message, err := f.write(nil, payload, true)
@@ -81,14 +82,10 @@ func (f *forgedInitiator) message3(t testing.TB, text2, payload []byte) []byte {
 // its private key.
 func (f *forgedInitiator) pretend(t testing.TB, public []byte) {
 	t.Helper()
+	cfg := f.noiseConfig()
+	cfg.Initiator, cfg.PeerStatic, cfg.StaticKeypair.Public = true, f.peer[:], public
 	var err error
-	f.noise, err = noise.NewHandshakeState(noise.Config{
-		CipherSuite: noise.NewCipherSuite(noise.DH25519, noise.CipherChaChaPoly, noise.HashSHA256),
-		Random:      f.random(), Pattern: noise.HandshakeXK, Initiator: true, Prologue: []byte(prologue),
-		PresharedKeyPlacement: 2, StaticKeypair: noise.DHKey{Private: f.cfg.Key.bytes(), Public: public},
-		PeerStatic: f.peer[:],
-	})
-	if err != nil {
+	if f.noise, err = noise.NewHandshakeState(cfg); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -97,12 +94,11 @@ func (f *forgedInitiator) pretend(t testing.TB, public []byte) {
 // may spoil. Its random choices are those of Respond with the same Config.
 func forgeMessage2(t testing.TB, rc Config, text1 []byte, choice string, change func(share []byte)) []byte {
 	t.Helper()
-	h := &handshake{cfg: rc, texts: container.NewReader(bytes.NewReader(text1))}
-	share, err := h.texts.Share(make([]byte, container.ShareLen))
-	if err != nil {
+	h := &handshake{cfg: rc}
+	if err := h.start(nil); err != nil {
 		t.Fatal(err)
 	}
-	kem, err := h.readMessage1(share)
+	kem, err := h.readMessage1(share(t, text1))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,14 +111,14 @@ func forgeMessage2(t testing.TB, rc Config, text1 []byte, choice string, change 
 	}
 	payload := make([]byte, payload2Len)
 	copy(payload, choice)
-	share, err = h.write(ciphertext, payload, true)
+	message, err := h.write(ciphertext, payload, true)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if change != nil {
-		change(share)
+		change(message)
 	}
-	return container.AppendShare(nil, share)
+	return container.AppendShare(nil, message)
 }
 
 // wantRefused asserts that a role failed by a rule and left with exactly one
@@ -138,6 +134,40 @@ func wantRefused(t *testing.T, sent []byte, c *Conn, err error, rule Rule) {
 	}
 	if bytes.Count(sent, []byte(container.BadRequest)) != 1 || !bytes.HasSuffix(sent, []byte(container.BadRequest)) {
 		t.Errorf("did not leave with the one constant response: %d bytes", len(sent))
+	}
+}
+
+// wantDecoy asserts that a responder answered a message 1 that is none, by the
+// rule that it breaks, as if it were one: with a share, and with the clear
+// response behind it if a message 3 followed.
+func wantDecoy(t *testing.T, sent []byte, c *Conn, err error, rule Rule, rest string) {
+	t.Helper()
+	if c != nil {
+		c.Abort(nil)
+		t.Fatalf("accepted, want a violation of %s", rule)
+	}
+	if got := ruleOf(err); got != rule {
+		t.Errorf("%v, want a violation of %s", err, rule)
+	}
+	r := container.NewReader(bytes.NewReader(sent))
+	if _, err := r.Share(make([]byte, container.ShareLen)); err != nil || len(sent) < container.ShareTextLen || string(sent[container.ShareTextLen:]) != rest {
+		t.Errorf("%v: answered with %d bytes, want a share and %q", err, len(sent), rest)
+	}
+}
+
+// wantUnopened asserts that an initiator left without a text behind message 1
+// because message 2 does not open.
+func wantUnopened(t *testing.T, sent []byte, c *Conn, err error) {
+	t.Helper()
+	if c != nil {
+		c.Abort(nil)
+		t.Fatal("accepted")
+	}
+	if !errors.Is(err, ErrUnopened) || ruleOf(err) != "" {
+		t.Errorf("%v, want %v", err, ErrUnopened)
+	}
+	if len(sent) != container.ShareTextLen {
+		t.Errorf("sent %d bytes, want message 1 alone", len(sent))
 	}
 }
 

@@ -182,7 +182,7 @@ func FuzzOpener(f *testing.F) {
 			t.Fatalf("%q was delivered, and %q when it came in two pieces", data, again)
 		}
 		named := ruleOf(err) != ""
-		if !named && err != io.EOF && err != ErrTruncated && err != ErrNotFound && err != ErrRejected {
+		if !named && err != io.EOF && err != ErrTruncated && err != ErrNotFound && err != ErrNoRoom && err != ErrRejected {
 			t.Fatalf("an end that says nothing: %v", err)
 		}
 		if !honest.Match(data) {
@@ -250,13 +250,16 @@ func FuzzChoice(f *testing.F) {
 }
 
 // FuzzResponder: only the recorded initiator gets through, nobody gets more
-// than one clear response, and every refusal names a rule.
+// than one clear response, every refusal names a rule, and what follows a share
+// is answered as if that share were anybody's.
 func FuzzResponder(f *testing.F) {
 	ic, rc, texts, _ := messages(f, TransformJSON, cipherAES)
 	good := append(bytes.Clone(texts[0]), texts[2]...)
 	kemKey := forgeInitiator(f, ic(), rc().Key.Public()).kem.EncapsulationKey().Bytes()
+	foreign := forgeInitiator(f, ic(), newKey(f).Public()).honest1(f)
 	addSeeds(f, func(add func(...any)) {
 		add(false, good)
+		add(false, append(bytes.Clone(foreign), texts[2]...))
 		add(false, texts[0])
 		add(false, append(bytes.Clone(texts[0]), container.BadRequest...))
 		add(false, []byte(container.BadRequest))
@@ -284,8 +287,16 @@ func FuzzResponder(f *testing.F) {
 		if (ruleOf(err) == "") != ended {
 			t.Fatalf("an end that says nothing: %v", err)
 		}
-		if n := bytes.Count(answer, []byte(container.BadRequest)); n > 1 || (n == 1) == ended {
+		n := bytes.Count(answer, []byte(container.BadRequest))
+		shared := bytes.HasPrefix(answer, texts[1][:60])
+		if n > 1 || n == 1 && ended || !shared && (n == 1) == ended {
 			t.Fatalf("%d clear responses after %v", n, err)
+		}
+		if shared {
+			other, _, _ := respondTo(rc(), foreign, wire[container.ShareTextLen:])
+			if sends(other) != sends(answer) {
+				t.Fatalf("answers %q, and after a foreign message 1 %q", sends(answer), sends(other))
+			}
 		}
 	})
 }

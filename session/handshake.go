@@ -1,6 +1,7 @@
 package session
 
 import (
+	"cmp"
 	"context"
 	"crypto/mlkem"
 	"crypto/rand"
@@ -22,9 +23,9 @@ const prologue = "sealane 1 SDMP 0.13"
 // How a handshake that failed leaves: the clear response must not be overtaken
 // by a reset, so what the peer still sends is discarded for a moment.
 const (
-	rejectLinger   = 80 * time.Millisecond
-	notFoundLinger = time.Second
-	lingerBytes    = 256 << 10
+	rejectLinger  = 80 * time.Millisecond
+	refusalLinger = time.Second
+	lingerBytes   = 256 << 10
 )
 
 // A handshake is the state that both roles share.
@@ -33,8 +34,8 @@ type handshake struct {
 	conn  *counter
 	texts *container.Reader
 	noise *noise.HandshakeState
-	own   []byte // noise's copy of the static private key
-	psk   bool   // set before message 2 is written or read
+	dh    *x25519
+	psk   bool // set before message 2 is written or read
 
 	offer     *offer
 	choice    *choice
@@ -53,9 +54,10 @@ func Initiate(ctx context.Context, conn net.Conn, peer PublicKey, cfg Config) (*
 
 // Respond runs the handshake as the responder. It returns once message 3 has
 // been read, its key has been authorized and record 0 has been written. On
-// error, conn is closed; when ctx ends, the error is its cause.
+// error, conn is closed; when ctx ends, the error is its cause, unless the peer
+// had broken a rule by then.
 func Respond(ctx context.Context, conn net.Conn, cfg Config) (*Conn, error) {
-	return run(ctx, conn, cfg, (*handshake).respond)
+	return run(ctx, conn, cfg, func(h *handshake) (*Conn, error) { return h.respond(ctx) })
 }
 
 // run gives the handshake a deadline that is ctx and an end that is final.
@@ -88,26 +90,31 @@ func run(ctx context.Context, conn net.Conn, cfg Config, role func(*handshake) (
 func isVerdict(err error) bool {
 	var v *Violation
 	var unknown *UnknownKeyError
-	return errors.As(err, &v) || errors.As(err, &unknown) || errors.Is(err, ErrRejected) || errors.Is(err, ErrNotFound)
+	return errors.As(err, &v) || errors.As(err, &unknown) || errors.Is(err, ErrRejected) ||
+		errors.Is(err, ErrUnopened) || errors.Is(err, ErrNotFound) || errors.Is(err, ErrNoRoom)
 }
 
 // start makes the Noise state. peer is the responder's static key, which only
 // the initiator knows yet.
 func (h *handshake) start(peer []byte) error {
-	public := h.cfg.Key.Public()
-	h.own = h.cfg.Key.bytes()
-	state, err := noise.NewHandshakeState(noise.Config{
-		CipherSuite:           noise.NewCipherSuite(noise.DH25519, noise.CipherChaChaPoly, noise.HashSHA256),
-		Random:                h.random(),
-		Pattern:               noise.HandshakeXK,
-		Initiator:             h.initiator,
-		Prologue:              []byte(prologue),
-		PresharedKeyPlacement: 2,
-		StaticKeypair:         noise.DHKey{Private: h.own, Public: public[:]},
-		PeerStatic:            peer,
-	})
+	h.dh = &x25519{static: h.cfg.Key.key, multiplied: h.cfg.multiplied}
+	cfg := h.noiseConfig()
+	cfg.Initiator, cfg.PeerStatic = h.initiator, peer
+	state, err := noise.NewHandshakeState(cfg)
 	h.noise = state
 	return err
+}
+
+func (h *handshake) noiseConfig() noise.Config {
+	public := h.cfg.Key.Public()
+	return noise.Config{
+		CipherSuite:           noise.NewCipherSuite(h.dh, noise.CipherChaChaPoly, noise.HashSHA256),
+		Random:                h.random(),
+		Pattern:               noise.HandshakeXK,
+		Prologue:              []byte(prologue),
+		PresharedKeyPlacement: 2,
+		StaticKeypair:         noise.DHKey{Private: []byte(staticName), Public: public[:]},
+	}
 }
 
 func (h *handshake) random() io.Reader {
@@ -137,6 +144,9 @@ func (h *handshake) read(message []byte, needsPSK bool) ([]byte, error) {
 		return nil, errors.New("no PSK")
 	}
 	payload, cs1, cs2, err := h.noise.ReadMessage(nil, message)
+	if h.dh.lowOrder {
+		return nil, violation(RuleKey, "an X25519 key of low order")
+	}
 	if err != nil {
 		return nil, violation(RuleSeal, "a handshake message does not authenticate")
 	}
@@ -163,32 +173,20 @@ func (h *handshake) split(cs1, cs2 *noise.CipherState) {
 	}
 }
 
-// erase forgets the handshake's secrets, best effort: those inside noise's
-// symmetric state are left to the garbage collector.
+// erase forgets the handshake's secrets, best effort: the ephemeral key, which
+// the standard library keeps, and those inside noise's symmetric state are left
+// to the garbage collector.
 func (h *handshake) erase() {
 	clear(h.k1[:])
 	clear(h.k2[:])
-	clear(h.own)
-	if h.noise != nil {
-		clear(h.noise.LocalEphemeral().Private)
-		h.noise = nil
-	}
-}
-
-// checkEphemeral refuses the X25519 shares that no honest node sends, before
-// any Diffie-Hellman with them.
-func checkEphemeral(message []byte) error {
-	if err := PublicKey(message[:32]).check(); err != nil {
-		return violation(RuleKey, "an ephemeral key that no node makes")
-	}
-	return nil
+	h.dh, h.noise = nil, nil
 }
 
 func (h *handshake) initiate(peer PublicKey) (*Conn, error) {
 	if peer == h.cfg.Key.Public() {
 		return nil, ErrOwnKey
 	}
-	if err := peer.check(); err != nil {
+	if err := peer.checkEncoding(); err != nil {
 		return nil, err
 	}
 	h.initiator = true
@@ -204,10 +202,18 @@ func (h *handshake) initiate(peer PublicKey) (*Conn, error) {
 		return nil, err
 	}
 	sent := time.Now()
-	if err := h.readMessage2(kem); err != nil {
+	share, err := h.texts.Share(make([]byte, container.ShareLen))
+	if err != nil {
 		return nil, h.rejectUnlessRejected(err)
 	}
+	payload, err := h.openMessage2(share, kem)
+	if err != nil {
+		return nil, err // it may be a decoy: nothing to be answered
+	}
 	h.rtt = time.Since(sent)
+	if h.choice, err = parseChoice(payload, h.offer); err != nil {
+		return nil, h.rejectUnlessRejected(err)
+	}
 	if err := h.writeMessage3(); err != nil {
 		return nil, err
 	}
@@ -230,12 +236,7 @@ func (h *handshake) newKEM() (*mlkem.DecapsulationKey768, error) {
 }
 
 func (h *handshake) writeMessage1(kem *mlkem.DecapsulationKey768) error {
-	h.offer = &offer{
-		Versions:   []int{protocolVersion},
-		Ciphers:    h.cfg.ciphers(),
-		Transforms: h.cfg.transforms(),
-		Padding:    h.cfg.Padding,
-	}
+	h.offer = h.cfg.offer()
 	payload := append(make([]byte, 0, payload1Len), kem.EncapsulationKey().Bytes()...)
 	payload = h.offer.append(payload)
 	message, err := h.write(nil, payload[:payload1Len], false)
@@ -246,32 +247,29 @@ func (h *handshake) writeMessage1(kem *mlkem.DecapsulationKey768) error {
 	return err
 }
 
-func (h *handshake) readMessage2(kem *mlkem.DecapsulationKey768) error {
-	share, err := h.texts.Share(make([]byte, container.ShareLen))
-	if err != nil {
-		return err
-	}
+// openMessage2 returns the payload of message 2. Where that does not open, the
+// responder has another key, or there is nothing in common: it sent a decoy.
+func (h *handshake) openMessage2(share []byte, kem *mlkem.DecapsulationKey768) ([]byte, error) {
 	ciphertext, message := share[:kemCiphertextLen], share[kemCiphertextLen:]
-	if err := checkEphemeral(message); err != nil {
-		return err
+	if err := PublicKey(message[:32]).checkEncoding(); err != nil {
+		return nil, violation(RuleKey, "an ephemeral key that no node makes")
 	}
 	shared, err := kem.Decapsulate(ciphertext)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := h.setPSK(shared, ciphertext); err != nil {
-		return err
+		return nil, err
 	}
 	payload, err := h.read(message, true)
-	if err != nil {
-		return err
+	if v := (*Violation)(nil); errors.As(err, &v) && v.Rule == RuleSeal {
+		return nil, ErrUnopened
 	}
-	h.choice, err = parseChoice(payload, h.offer)
-	return err
+	return payload, err
 }
 
 func (h *handshake) writeMessage3() error {
-	message, err := h.write(nil, nil, true)
+	message, err := h.write(nil, make([]byte, payload3Len), true)
 	if err != nil {
 		return err
 	}
@@ -279,32 +277,57 @@ func (h *handshake) writeMessage3() error {
 	return err
 }
 
-func (h *handshake) respond() (*Conn, error) {
+func (h *handshake) respond(ctx context.Context) (*Conn, error) {
 	message1, err := h.texts.Share(make([]byte, container.ShareLen))
 	if err != nil {
 		return nil, h.rejectUnlessRejected(err)
 	}
-	if h.cfg.Admit != nil {
-		if err := h.cfg.Admit(); err != nil {
+	if h.cfg.Door != nil {
+		if err := h.cfg.Door.Admit(ctx); err != nil {
 			return nil, err
 		}
 	}
-	kem, err := h.readMessage1(message1)
+	if err := h.start(nil); err != nil {
+		return nil, err
+	}
+	kem, broken := h.readMessage1(message1)
+	if broken != nil {
+		if kem, err = h.pretend(message1, kem != nil); err != nil {
+			return nil, err
+		}
+	}
+	if err := h.writeMessage2(kem); err != nil {
+		return nil, cmp.Or(broken, err)
+	}
+	sent := time.Now()
+	if h.cfg.Door != nil {
+		h.cfg.Door.Answered()
+	}
+	err = h.readMessage3()
+	if broken != nil { // then not even a message 3 that opens would be one
+		h.rejectUnlessRejected(cmp.Or(err, broken))
+		return nil, broken
+	}
 	if err != nil {
 		return nil, h.rejectUnlessRejected(err)
 	}
-	if err := h.writeMessage2(kem); err != nil {
-		return nil, err
-	}
-	sent := time.Now()
-	if err := h.readMessage3(); err != nil {
-		return nil, h.rejectUnlessRejected(err)
-	}
 	h.rtt = time.Since(sent)
+	return h.decide()
+}
+
+// decide answers a peer that has proved its key with record 0.
+func (h *handshake) decide() (*Conn, error) {
+	door := h.cfg.Door
 	c := h.conclude()
-	if h.cfg.Authorize == nil || !h.cfg.Authorize(h.peer) {
-		c.sayNotFound()
-		return nil, c.fail(&UnknownKeyError{h.peer})
+	if h.cfg.Authorize == nil || !h.cfg.Authorize(c.info.peer) {
+		c.refuse(controlNotFound, door)
+		return nil, c.fail(&UnknownKeyError{c.info.peer})
+	}
+	if door != nil {
+		if err := door.Room(c.info.peer); err != nil {
+			c.refuse("", door)
+			return nil, c.fail(err)
+		}
 	}
 	if err := c.writeNow(func(dst []byte) ([]byte, error) { return c.tx.seal.short(dst, typeControl, controlOK) }); err != nil {
 		return nil, c.fail(err)
@@ -313,30 +336,32 @@ func (h *handshake) respond() (*Conn, error) {
 	return c, nil
 }
 
-func (h *handshake) readMessage1(message []byte) (*mlkem.EncapsulationKey768, error) {
+// readMessage1 judges message 1 after it has done all work on it: what is
+// wrong with it must not show in the time that the answer takes. The key is
+// returned if it was read, whatever comes of the rest.
+func (h *handshake) readMessage1(message []byte) (kem *mlkem.EncapsulationKey768, err error) {
 	ephemeral := message[:32]
+	payload, err := h.read(message, false)
+	if PublicKey(ephemeral).checkEncoding() != nil {
+		return nil, violation(RuleKey, "an ephemeral key that no node makes")
+	}
 	if h.cfg.Replay != nil && h.cfg.Replay.has(ephemeral) {
 		return nil, violation(RuleReplay, "a message 1 that was accepted before")
 	}
-	if err := checkEphemeral(message); err != nil {
-		return nil, err
-	}
-	if err := h.start(nil); err != nil {
-		return nil, err
-	}
-	payload, err := h.read(message, false)
 	if err != nil {
 		return nil, err
 	}
+	// Only a message 1 that was made for this node is remembered: others could
+	// flush the cache.
 	if h.cfg.Replay != nil && !h.cfg.Replay.add(ephemeral) {
 		return nil, violation(RuleReplay, "a message 1 that was accepted before")
 	}
-	kem, err := mlkem.NewEncapsulationKey768(payload[:kemKeyLen])
+	kem, err = mlkem.NewEncapsulationKey768(payload[:kemKeyLen])
 	if err != nil {
 		return nil, violation(RuleKEM, "not an ML-KEM encapsulation key")
 	}
 	if h.offer, err = parseOffer(payload[kemKeyLen:]); err != nil {
-		return nil, err
+		return kem, err
 	}
 	h.choice, err = h.cfg.choose(h.offer)
 	return kem, err
@@ -360,31 +385,32 @@ func (h *handshake) writeMessage2(kem *mlkem.EncapsulationKey768) error {
 	return err
 }
 
+// readMessage3 reads any text that could be message 3 to its end, then judges
+// it: after a decoy, too, where nothing opens.
 func (h *handshake) readMessage3() error {
 	var iv [container.IVLen]byte
-	message, err := h.texts.Sealed(&iv, make([]byte, message3Len), message3Len, message3Len, true)
+	message, err := h.texts.Sealed(&iv, make([]byte, container.MaxMessage3), 0, container.MaxMessage3, true)
 	if err != nil {
 		return err
 	}
 	if iv != [container.IVLen]byte{} {
 		return violation(RulePlaceholder, "the iv of message 3 is not zero")
 	}
-	_, err = h.read(message, true)
-	// The static key is there, and is the peer's, even if the exchange with it
-	// then failed because its order is low.
-	if static := h.noise.PeerStatic(); len(static) == len(h.peer) {
-		h.peer = PublicKey(static)
-		if h.peer.check() != nil {
-			return violation(RuleKey, "a static key that no node has")
-		}
+	if len(message) != message3Len {
+		return violation(RuleClaims, "message 3 has another length")
 	}
+	payload, err := h.read(message, true)
 	if err != nil {
 		return err
+	}
+	h.peer = PublicKey(h.noise.PeerStatic())
+	if h.peer.checkEncoding() != nil {
+		return violation(RuleKey, "a static key that no node has")
 	}
 	if h.peer == h.cfg.Key.Public() {
 		return violation(RuleKey, "this node's own key as the peer's")
 	}
-	return nil
+	return checkClaims(payload)
 }
 
 // rejectUnlessRejected answers a bad text with the one clear response. A
@@ -392,6 +418,9 @@ func (h *handshake) readMessage3() error {
 func (h *handshake) rejectUnlessRejected(err error) error {
 	var v *Violation
 	if errors.As(err, &v) {
+		if h.cfg.Door != nil {
+			h.cfg.Door.Settled()
+		}
 		h.conn.SetDeadline(time.Now().Add(rejectLinger))
 		if _, werr := io.WriteString(h.conn, container.BadRequest); werr == nil {
 			linger(h.conn.Conn)

@@ -56,7 +56,7 @@ func TestReplayedResponder(t *testing.T) {
 	fresh := ic()
 	fresh.entropy = nil
 	sent, c, err := initiateWith(fresh, rc().Key.Public(), texts[1], record0)
-	wantRefused(t, sent, c, err, RuleSeal)
+	wantUnopened(t, sent, c, err)
 }
 
 func TestReflectedMessages(t *testing.T) {
@@ -65,7 +65,7 @@ func TestReflectedMessages(t *testing.T) {
 	t.Run("message 1 to the initiator", func(t *testing.T) {
 		sent, c, err := initiateWith(ic(), peer, texts[0])
 		if ruleOf(err) != RuleKey { // 32 bytes of its encapsulation key as an ephemeral
-			wantRefused(t, sent, c, err, RuleSeal)
+			wantUnopened(t, sent, c, err)
 		}
 	})
 	t.Run("message 2 to the responder", func(t *testing.T) {
@@ -84,7 +84,7 @@ func TestMessage1ForAnotherKey(t *testing.T) {
 	ic, rc := seededConfigs("another", TransformJSON, cipherAES)
 	text := forgeInitiator(t, ic, seededKey("somebody else").Public()).honest1(t)
 	answer, c, err := respondTo(rc, text)
-	wantRefused(t, answer, c, err, RuleSeal)
+	wantDecoy(t, answer, c, err, RuleSeal, "")
 }
 
 func TestKeysThatNoNodeHas(t *testing.T) {
@@ -101,12 +101,14 @@ func TestKeysThatNoNodeHas(t *testing.T) {
 			bad := share(t, texts[0])
 			copy(bad, key[:])
 			answer, c, err := respondTo(rc(), container.AppendShare(nil, bad))
-			wantRefused(t, answer, c, err, RuleKey)
+			wantDecoy(t, answer, c, err, RuleKey, "")
 
 			bad = share(t, texts[1])
 			copy(bad[kemCiphertextLen:], key[:])
 			sent, c, err := initiateWith(ic(), peer, container.AppendShare(nil, bad))
-			wantRefused(t, sent, c, err, RuleKey)
+			if c != nil || ruleOf(err) != RuleKey || len(sent) != container.ShareTextLen {
+				t.Errorf("%v after %d bytes, want a violation of %s and no answer", err, len(sent), RuleKey)
+			}
 
 			// As a static key nobody can authenticate with it, but for its low order.
 			f := forgeInitiator(t, ic(), peer)
@@ -152,7 +154,7 @@ func TestMalformedKEMKeys(t *testing.T) {
 			key := bytes.Clone(good)
 			change(key)
 			answer, c, err := respondTo(rc, forgeInitiator(t, ic, rc.Key.Public()).message1(t, payload1(key, text)))
-			wantRefused(t, answer, c, err, RuleKEM)
+			wantDecoy(t, answer, c, err, RuleKEM, "")
 		})
 	}
 }
@@ -166,9 +168,8 @@ func TestForeignKEMKey(t *testing.T) {
 	f := forgeInitiator(t, ic, rc.Key.Public())
 	text1 := f.message1(t, payload1(foreign, string(f.offer.append(nil))))
 	text2 := forgeMessage2(t, rc, text1, "", nil)
-	f.texts = container.NewReader(bytes.NewReader(text2))
-	if err := f.readMessage2(f.kem); ruleOf(err) != RuleSeal {
-		t.Errorf("%v, want a violation of %s", err, RuleSeal)
+	if _, err := f.openMessage2(share(t, text2), f.kem); !errors.Is(err, ErrUnopened) {
+		t.Errorf("%v, want %v", err, ErrUnopened)
 	}
 }
 
@@ -188,7 +189,7 @@ func TestMalformedKEMCiphertexts(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			// ML-KEM rejects implicitly: another shared secret, so another PSK.
 			sent, c, err := initiateWith(ic(), rc().Key.Public(), forgeMessage2(t, rc(), texts[0], "", change))
-			wantRefused(t, sent, c, err, RuleSeal)
+			wantUnopened(t, sent, c, err)
 		})
 	}
 }
@@ -263,7 +264,7 @@ func TestMalformedOffers(t *testing.T) {
 			ic, rc := seededConfigs("offer", TransformPacked, cipherAES)
 			f := forgeInitiator(t, ic, rc.Key.Public())
 			answer, c, err := respondTo(rc, f.message1(t, payload1(f.kem.EncapsulationKey().Bytes(), text)))
-			wantRefused(t, answer, c, err, RuleOffer)
+			wantDecoy(t, answer, c, err, RuleOffer, "")
 		})
 	}
 }
@@ -281,7 +282,7 @@ func TestNothingInCommon(t *testing.T) {
 			ic, rc := seededConfigs("offer", TransformPacked, cipherAES)
 			f := forgeInitiator(t, ic, rc.Key.Public())
 			answer, c, err := respondTo(rc, f.message1(t, payload1(f.kem.EncapsulationKey().Bytes(), text)))
-			wantRefused(t, answer, c, err, RuleCommon)
+			wantDecoy(t, answer, c, err, RuleCommon, "")
 		})
 	}
 }
@@ -412,7 +413,7 @@ func TestDowngradeByAMiddle(t *testing.T) {
 		t.Run("offer, "+name, func(t *testing.T) {
 			_, rc := seededConfigs("downgrade", TransformPacked, cipherAES)
 			answer, c, err := respondTo(rc, flip(text1, 32+kemKeyLen, offerBoth, weaker))
-			wantRefused(t, answer, c, err, RuleSeal)
+			wantDecoy(t, answer, c, err, RuleSeal, "")
 		})
 	}
 	for name, weaker := range map[string]string{
@@ -424,7 +425,7 @@ func TestDowngradeByAMiddle(t *testing.T) {
 		t.Run("choice, "+name, func(t *testing.T) {
 			sent, c, err := initiateWith(seededInitiator("downgrade", paddingBlock), rc.Key.Public(),
 				flip(text2, kemCiphertextLen+32, choiceGood, weaker))
-			wantRefused(t, sent, c, err, RuleSeal)
+			wantUnopened(t, sent, c, err)
 		})
 	}
 }
@@ -433,16 +434,30 @@ func TestDowngradeByAMiddle(t *testing.T) {
 func TestMessage3(t *testing.T) {
 	ic, rc, texts, _ := messages(t, TransformJSON, cipherAES)
 	iv := bytes.Replace(texts[2], []byte(`"iv":"AAAAAAAAAAAAAAAA"`), []byte(`"iv":"AAAAAAAAAAAAAAAB"`), 1)
-	f := forgeInitiator(t, ic(), rc().Key.Public())
-	f.honest1(t)
+	sealed := func(n int) []byte {
+		return container.AppendSealed(nil, new([container.IVLen]byte), make([]byte, n))
+	}
+	payload := func(head string, zeros int) []byte {
+		f := forgeInitiator(t, ic(), rc().Key.Public())
+		f.honest1(t)
+		return f.message3(t, texts[1], append([]byte(head), make([]byte, zeros)...))
+	}
 	for name, c := range map[string]struct {
 		text []byte
 		rule Rule
 	}{
 		"iv not zero":         {iv, RulePlaceholder},
-		"a payload":           {f.message3(t, texts[1], make([]byte, 1024)), container.RuleLength},
-		"too short":           {container.AppendSealed(nil, new([container.IVLen]byte), make([]byte, 63)), container.RuleLength},
-		"another's":           {container.AppendSealed(nil, new([container.IVLen]byte), make([]byte, 64)), RuleSeal},
+		"a byte more":         {payload("", payload3Len+1), RuleClaims},
+		"a byte less":         {payload("", payload3Len-1), RuleClaims},
+		"no payload":          {payload("", 0), RuleClaims},
+		"claims":              {payload("\x00\x02{}", payload3Len-4), RuleClaims},
+		"a claim of zeros":    {payload("\x00\x01", payload3Len-2), RuleClaims},
+		"behind the length":   {payload("\x00\x00{}", payload3Len-4), RuleClaims},
+		"at the end":          {payload(string(make([]byte, payload3Len-1))+"x", 0), RuleClaims},
+		"empty":               {sealed(0), RuleClaims},
+		"the largest text":    {sealed(container.MaxMessage3), RuleClaims},
+		"one beyond":          {sealed(container.MaxMessage3 + 1), container.RuleLength},
+		"another's":           {sealed(message3Len), RuleSeal},
 		"message 1 once more": {texts[0], container.RuleKind},
 	} {
 		t.Run(name, func(t *testing.T) {

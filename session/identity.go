@@ -49,11 +49,8 @@ func ParsePublicKey(s string) (PublicKey, error) {
 // can have: the high bit set, a value not reduced modulo 2^255-19, and points
 // of low order, with which every exchange gives the same known secret.
 func (k PublicKey) check() error {
-	if k[31]&0x80 != 0 {
-		return errors.New("not a public key: the high bit is set")
-	}
-	if k[31] == 0x7f && k[0] >= 0xed && bytes.Count(k[1:31], []byte{0xff}) == 30 {
-		return errors.New("not a public key: the value is not reduced")
+	if err := k.checkEncoding(); err != nil {
+		return err
 	}
 	public, err := ecdh.X25519().NewPublicKey(k[:])
 	if err != nil {
@@ -67,6 +64,18 @@ func (k PublicKey) check() error {
 	}
 	if _, err := scalar.ECDH(public); err != nil {
 		return errors.New("not a public key: a point of low order")
+	}
+	return nil
+}
+
+// checkEncoding is check without the points of low order: those, an exchange
+// shows. It costs nothing.
+func (k PublicKey) checkEncoding() error {
+	if k[31]&0x80 != 0 {
+		return errors.New("not a public key: the high bit is set")
+	}
+	if k[31] == 0x7f && k[0] >= 0xed && bytes.Count(k[1:31], []byte{0xff}) == 30 {
+		return errors.New("not a public key: the value is not reduced")
 	}
 	return nil
 }
@@ -162,6 +171,3 @@ func (k *PrivateKey) PEM() []byte {
 
 // Public is the public half.
 func (k *PrivateKey) Public() PublicKey { return PublicKey(k.key.PublicKey().Bytes()) }
-
-// bytes is a copy of the raw 32 private bytes, for the handshake alone.
-func (k *PrivateKey) bytes() []byte { return k.key.Bytes() }

@@ -52,7 +52,7 @@ func TestGenerateKey(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if again.Public() != key.Public() || !bytes.Equal(again.bytes(), key.bytes()) {
+	if again.Public() != key.Public() || !bytes.Equal(again.key.Bytes(), key.key.Bytes()) {
 		t.Error("a key read back from its PEM is another key")
 	}
 	name := key.Public().String()

@@ -164,6 +164,14 @@ func seededEncapsulation(randomness []byte) func(*mlkem.EncapsulationKey768) ([]
 	}
 }
 
+func seededDecoys(name string) *Decoys {
+	key, err := mlkem.NewDecapsulationKey768(seededBytes(name+" decoys", mlkem.SeedSize))
+	if err != nil {
+		panic(err)
+	}
+	return newDecoys(key)
+}
+
 // seededConfigs are two nodes that know each other and whose every byte on
 // the wire depends on name, the transform and the cipher alone.
 func seededConfigs(name, transform, cipher string) (ic, rc Config) {
@@ -179,6 +187,7 @@ func seededConfigs(name, transform, cipher string) (ic, rc Config) {
 		encapsulate: seededEncapsulation(seededBytes(name+" encapsulation", 32)),
 		Authorize:   func(k PublicKey) bool { return k == peer },
 		Replay:      NewReplayCache(),
+		Decoys:      seededDecoys(name),
 	}
 	return ic, rc
 }

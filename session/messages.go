@@ -2,6 +2,7 @@ package session
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/json"
 	"slices"
 	"strconv"
@@ -13,7 +14,8 @@ const (
 	kemCiphertextLen = 1088
 	payload1Len      = 2048 // encapsulation key, offer, zeros
 	payload2Len      = 960  // choice, zeros
-	message3Len      = 32 + 16 + 16
+	payload3Len      = 5120 // length, claims, zeros
+	message3Len      = 32 + 16 + payload3Len + 16
 )
 
 // protocolVersion is the only version this package speaks.
@@ -41,6 +43,15 @@ type choice struct {
 	Transform string   `json:"transform"`
 	Padding   int      `json:"padding"`
 	Ext       []string `json:"ext"`
+}
+
+func (c *Config) offer() *offer {
+	return &offer{
+		Versions:   []int{protocolVersion},
+		Ciphers:    c.ciphers(),
+		Transforms: c.transforms(),
+		Padding:    c.Padding,
+	}
 }
 
 func (o *offer) append(dst []byte) []byte {
@@ -136,6 +147,19 @@ func parseChoice(b []byte, o *offer) (*choice, error) {
 		return nil, violation(RuleChoice, "a choice that was not offered")
 	}
 	return &c, nil
+}
+
+// checkClaims reads the payload of message 3: length, claims and zeros. No ext
+// that a node of this version chooses defines claims, so there are none
+// (SPEC.md section 3).
+func checkClaims(payload []byte) error {
+	if binary.BigEndian.Uint16(payload) != 0 {
+		return violation(RuleClaims, "claims that no ext defines")
+	}
+	if len(bytes.Trim(payload, "\x00")) != 0 {
+		return violation(RuleClaims, "bytes behind the claims")
+	}
+	return nil
 }
 
 // choose is the responder's decision, by the rules of SPEC.md section 3.

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/sealane/sealane/session/container"
 )
 
 // A capture is what testdata/reader.mjs reads.
@@ -134,6 +136,30 @@ func TestSecondReader(t *testing.T) {
 					}
 				})
 			}
+		}
+	}
+}
+
+// TestSecondReaderAndDecoys: what a stranger gets looks to the other
+// implementation like what a peer gets whose message 3 is spoiled.
+func TestSecondReaderAndDecoys(t *testing.T) {
+	needNode(t)
+	ic, rc := configs(t)
+	stranger := forgeInitiator(t, ic, newKey(t).Public()).honest1(t)
+	honest := forgeInitiator(t, ic, rc.Key.Public()).honest1(t)
+	for name, one := range map[string][]byte{"a decoy": stranger, "a real message 2": honest} {
+		three := container.AppendSealed(nil, new([container.IVLen]byte), randomBytes(3, message3Len))
+		answer, conn, err := respondTo(rc, one, three)
+		if conn != nil || ruleOf(err) != RuleSeal {
+			t.Fatalf("%s: %v", name, err)
+		}
+		c := &capture{Transform: TransformJSON, Cipher: cipherAES, Initiator: append(one, three...), Responder: answer}
+		if records, err := runReader(t, c); err != nil || len(records) != 0 {
+			t.Errorf("%s: %d records, %v", name, len(records), err)
+		}
+		c.Initiator = append(one, container.AppendSealed(nil, new([container.IVLen]byte), randomBytes(3, 64))...)
+		if _, err := runReader(t, c); err == nil {
+			t.Errorf("%s: a message 3 of 64 bytes was taken", name)
 		}
 	}
 }

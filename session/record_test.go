@@ -238,7 +238,13 @@ func recordCases() []recordCase {
 			return [][]byte{f.record(typeControl, controlOK), f.record(typeControl, controlOK)}
 		}},
 		{name: "verdict-missing", verdict: true, rule: RuleControl, wire: func(_ testing.TB, f *forge) [][]byte { return [][]byte{f.data("one")} }},
-		{name: "verdict-close", verdict: true, rule: RuleControl, wire: func(_ testing.TB, f *forge) [][]byte { return [][]byte{f.close()} }},
+		{name: "verdict-close", verdict: true, err: ErrNoRoom, wire: func(_ testing.TB, f *forge) [][]byte { return [][]byte{f.close()} }},
+		{name: "verdict-close-then-data", verdict: true, rule: RuleClose, wire: func(_ testing.TB, f *forge) [][]byte {
+			return [][]byte{f.close(), f.data("one")}
+		}},
+		{name: "verdict-close-after-a-rekey", verdict: true, rule: RuleControl, wire: func(t testing.TB, f *forge) [][]byte {
+			return [][]byte{f.rekey(t), f.close()}
+		}},
 		{name: "verdict-other-status", verdict: true, rule: RuleControl, wire: func(_ testing.TB, f *forge) [][]byte {
 			return [][]byte{f.record(typeControl, strings.Replace(controlOK, `"ok"`, `"accepted"`, 1))}
 		}},

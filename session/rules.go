@@ -21,6 +21,8 @@ const (
 	RuleCommon Rule = "handshake-common"
 	// RulePlaceholder: the iv of message 3 is not zero.
 	RulePlaceholder Rule = "handshake-iv"
+	// RuleClaims: message 3 has another length, or claims that no ext allows.
+	RuleClaims Rule = "handshake-claims"
 
 	// RulePackedLength: a packed record's length is outside its bounds.
 	RulePackedLength Rule = "packed-length"
@@ -57,7 +59,7 @@ const (
 // Rules lists the rules of this package.
 func Rules() []Rule {
 	return []Rule{
-		RuleKey, RuleSeal, RuleKEM, RuleReplay, RuleOffer, RuleChoice, RuleCommon, RulePlaceholder,
+		RuleKey, RuleSeal, RuleKEM, RuleReplay, RuleOffer, RuleChoice, RuleCommon, RulePlaceholder, RuleClaims,
 		RulePackedLength, RuleGzipHeader, RuleGzipData, RuleGzipEnd, RuleGzipRatio,
 		RuleNumber, RuleLimit, RuleOpen, RuleType, RuleRecordLength, RulePadding, RuleControl, RuleRekey, RuleClose,
 	}

@@ -15,6 +15,7 @@
 package session
 
 import (
+	"context"
 	"crypto/mlkem"
 	"errors"
 	"fmt"
@@ -49,6 +50,13 @@ var (
 	// ErrRejected: the peer answered the handshake with the constant clear
 	// response. It does not say why.
 	ErrRejected = container.ErrRejected
+	// ErrUnopened: the initiator cannot open what it was answered. The
+	// responder has another key than it was dialed by, or the two have nothing
+	// in common.
+	ErrUnopened = errors.New("the answer does not open")
+	// ErrNoRoom: the peer knows this node's key, and a limit leaves no room
+	// for another link now.
+	ErrNoRoom = errors.New("the peer takes no more links now")
 	// ErrNotFound: the peer completed the handshake but does not know, or
 	// does not allow, this node's key.
 	ErrNotFound = errors.New("the peer does not know this node's key")
@@ -81,10 +89,11 @@ type Config struct {
 	// Replay refuses message 1s that were accepted before. Only Respond uses
 	// it; all calls with the same Key share one.
 	Replay *ReplayCache
-	// Admit, if not nil, is called by Respond once message 1 has arrived
-	// whole and before any work on it. An error ends the handshake at once,
-	// without a text, and is returned.
-	Admit func() error
+	// Decoys answers message 1s that are none. Only Respond uses it; if nil,
+	// each call makes its own, which takes time and shows.
+	Decoys *Decoys
+	// Door, if not nil, bounds what Respond takes; each call has its own.
+	Door Door
 	// RekeyRecords is how many records a key may seal. 0 is the wire's limit,
 	// 2^20; less is for tests of whatever reads records.
 	RekeyRecords uint64
@@ -92,8 +101,26 @@ type Config struct {
 	// What tests set.
 	preferChaCha func() bool // nil: chacha first where AES is not in hardware
 	entropy      io.Reader   // nil: crypto/rand
+	multiplied   func()      // called for each X25519 scalar multiplication
 	encapsulate  func(*mlkem.EncapsulationKey768) (sharedKey, ciphertext []byte)
 	keyLog       func(initiator bool, generation int, key []byte) // whose records the key seals
+}
+
+// A Door is told by Respond where a connection stands, so that what strangers
+// hold is bounded, and which peers have room for another link.
+type Door interface {
+	// Admit is called once message 1 has arrived whole and before any work
+	// on it. It may wait for a place until ctx ends. An error ends the
+	// handshake at once, without a text, and is returned.
+	Admit(ctx context.Context) error
+	// Answered is called when message 2, or a decoy, was sent.
+	Answered()
+	// Room is called for a key that Authorize took. An error is told to the
+	// initiator as ErrNoRoom, and returned.
+	Room(peer PublicKey) error
+	// Settled is called when all is over but for some lingering: it may cost a
+	// descriptor from here on, but not a place.
+	Settled()
 }
 
 func (c *Config) check() error {

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -74,7 +75,11 @@ func shake(t testing.TB, a, b net.Conn, ic, rc Config) ends {
 
 // configs are two nodes that know each other.
 func configs(t testing.TB) (ic, rc Config) {
-	ic, rc = Config{Key: newKey(t)}, Config{Key: newKey(t), Replay: NewReplayCache()}
+	decoys, err := NewDecoys()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ic, rc = Config{Key: newKey(t)}, Config{Key: newKey(t), Replay: NewReplayCache(), Decoys: decoys}
 	peer := ic.Key.Public()
 	rc.Authorize = func(k PublicKey) bool { return k == peer }
 	return ic, rc
@@ -356,14 +361,14 @@ func TestUnknownKey(t *testing.T) {
 	}
 }
 
-func TestWrongKeyIsRejectedWithTheConstantText(t *testing.T) {
+func TestWrongKeyGetsADecoy(t *testing.T) {
 	a, b := tcpPair(t)
 	ic, rc := configs(t)
 	done := make(chan error, 1)
 	go func() { _, err := Respond(deadline(t), b, rc); done <- err }()
 	_, err := Initiate(deadline(t), a, newKey(t).Public(), ic)
-	if !errors.Is(err, ErrRejected) {
-		t.Errorf("initiator: %v, want ErrRejected", err)
+	if !errors.Is(err, ErrUnopened) {
+		t.Errorf("initiator: %v, want ErrUnopened", err)
 	}
 	if err := <-done; ruleOf(err) != RuleSeal {
 		t.Errorf("responder: %v, want %s", err, RuleSeal)
@@ -434,7 +439,21 @@ func initiateUnchecked(h *handshake, peer PublicKey) (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := errors.Join(h.writeMessage1(kem), h.readMessage2(kem), h.writeMessage3()); err != nil {
+	if err := h.writeMessage1(kem); err != nil {
+		return nil, err
+	}
+	share, err := h.texts.Share(make([]byte, container.ShareLen))
+	if err != nil {
+		return nil, err
+	}
+	payload, err := h.openMessage2(share, kem)
+	if err != nil {
+		return nil, err
+	}
+	if h.choice, err = parseChoice(payload, h.offer); err != nil {
+		return nil, err
+	}
+	if err := h.writeMessage3(); err != nil {
 		return nil, err
 	}
 	c := h.conclude()
@@ -455,12 +474,8 @@ func TestReplayedClientSide(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { _, err := Respond(deadline(t), b, rc); done <- err }()
 	a.Write(record.written())
-	if answer, _ := io.ReadAll(a); string(answer) != container.BadRequest {
-		t.Errorf("answer %q", answer)
-	}
-	if err := <-done; ruleOf(err) != RuleReplay {
-		t.Errorf("responder: %v, want %s", err, RuleReplay)
-	}
+	answer, _ := io.ReadAll(a)
+	wantDecoy(t, answer, nil, <-done, RuleReplay, container.BadRequest)
 }
 
 // recorder keeps what was written.
@@ -507,7 +522,7 @@ func TestAdmitComesBeforeWork(t *testing.T) {
 	a, b := tcpPair(t)
 	_, rc := configs(t)
 	full := errors.New("full")
-	rc.Admit = func() error { return full }
+	rc.Door = &door{admit: full}
 	done := make(chan error, 1)
 	go func() { _, err := Respond(deadline(t), b, rc); done <- err }()
 	a.Write(container.AppendShare(nil, make([]byte, container.ShareLen)))
@@ -518,6 +533,105 @@ func TestAdmitComesBeforeWork(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A door is a Door that notes what it is told, and when.
+type door struct {
+	admit, room error
+	begun       time.Time
+	mu          sync.Mutex
+	calls       []string
+}
+
+func (d *door) note(call string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if since := time.Since(d.begun); !d.begun.IsZero() && since > 0 {
+		call += " after " + since.String()
+	}
+	d.calls = append(d.calls, call)
+}
+
+// A stubborn connection stays open when it is closed.
+type stubborn struct{ net.Conn }
+
+func (stubborn) Close() error                { return nil }
+func (stubborn) SetDeadline(time.Time) error { return nil }
+
+// TestRefusals: an initiator that is refused is told why; one that then stays
+// is waited for, no longer than it takes to read that, without a place.
+func TestRefusals(t *testing.T) {
+	errFull := errors.New("full")
+	ic, rc := configs(t)
+	known := rc.Authorize
+	for name, c := range map[string]struct {
+		key       PublicKey
+		authorize func(PublicKey) bool
+		room      error
+		iErr      error
+		rErr      func(error) bool
+		calls     string
+		stays     time.Duration
+	}{
+		"unknown": {rc.Key.Public(), func(PublicKey) bool { return false }, errFull, ErrNotFound,
+			func(err error) bool { return errors.As(err, new(*UnknownKeyError)) }, "admit answered settled", refusalLinger},
+		"no room": {rc.Key.Public(), known, errFull, ErrNoRoom,
+			func(err error) bool { return errors.Is(err, errFull) }, "admit answered room settled", refusalLinger},
+		"foreign": {newKey(t).Public(), known, nil, ErrUnopened, func(err error) bool { return ruleOf(err) == RuleSeal },
+			"admit answered", 10 * time.Second},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			a, b := net.Pipe()
+			d := &door{room: c.room, begun: time.Now()}
+			rc.Door, rc.Authorize = d, c.authorize
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			done := make(chan error)
+			go func() { _, err := Respond(ctx, b, rc); done <- err }()
+			if _, err := Initiate(ctx, stubborn{a}, c.key, ic); !errors.Is(err, c.iErr) {
+				t.Errorf("%s: the initiator says %v", name, err)
+			}
+			if err := <-done; !c.rErr(err) {
+				t.Errorf("%s: the responder says %v", name, err)
+			}
+			if calls := strings.Join(d.calls, " "); calls != c.calls {
+				t.Errorf("%s: the door was told %q, want %q", name, calls, c.calls)
+			}
+			if stayed := time.Since(d.begun); stayed != c.stays {
+				t.Errorf("%s: the connection was held for %v, want %v", name, stayed, c.stays)
+			}
+			a.Close()
+		})
+	}
+}
+
+// TestLingerIsBounded: nor may it go on sending.
+func TestLingerIsBounded(t *testing.T) {
+	ic, rc := configs(t)
+	rc.Authorize = nil
+	a, b := tcpPair(t)
+	done := make(chan error, 1)
+	go func() { _, err := Respond(deadline(t), b, rc); done <- err }()
+	if _, err := Initiate(deadline(t), stubborn{a}, rc.Key.Public(), ic); !errors.Is(err, ErrNotFound) {
+		t.Fatal(err)
+	}
+	var sent int64
+	for err := error(nil); err == nil; {
+		var n int
+		n, err = a.Write(make([]byte, 64<<10))
+		sent += int64(n)
+	}
+	if err := <-done; !errors.As(err, new(*UnknownKeyError)) {
+		t.Error(err)
+	}
+	if sent < lingerBytes {
+		t.Errorf("closed after %d bytes", sent)
+	}
+}
+
+func (d *door) Admit(context.Context) error { d.note("admit"); return d.admit }
+func (d *door) Answered()                   { d.note("answered") }
+func (d *door) Room(PublicKey) error        { d.note("room"); return d.room }
+func (d *door) Settled()                    { d.note("settled") }
 
 func TestHandshakeEndsWithItsContext(t *testing.T) {
 	for name, role := range map[string]func(context.Context, net.Conn) error{

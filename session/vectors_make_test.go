@@ -99,8 +99,9 @@ func (m *vectorMaker) containers() {
 	add("share-is-a-record", "share", record, fails(container.RuleKind))
 	add("message-3", "message-3", third, ending("accept"))
 	add("message-3-rejected", "message-3", []byte(container.BadRequest), ending("rejected"))
-	add("message-3-short", "message-3", sealed(message3Len-1), fails(container.RuleLength))
-	add("message-3-long", "message-3", sealed(message3Len+1), fails(container.RuleLength))
+	add("message-3-empty", "message-3", sealed(0), ending("accept"))
+	add("message-3-longest", "message-3", sealed(container.MaxMessage3), ending("accept"))
+	add("message-3-too-long", "message-3", sealed(container.MaxMessage3+1), fails(container.RuleLength))
 	add("message-3-is-a-share", "message-3", shareText, fails(container.RuleKind))
 	add("response-changed", "message-3", bytes.Replace([]byte(container.BadRequest), []byte("session"), []byte("Session"), 1), fails(container.RuleForm))
 	add("response-other-status", "message-3", bytes.Replace([]byte(container.BadRequest), []byte("bad_request"), []byte("not_found"), 1), fails(container.RuleForm))
@@ -141,6 +142,7 @@ func nodes(transform, prefers string, padding int) (ic, rc Config) {
 		entropy:     bytes.NewReader(seededBytes(seedResponder+" ephemeral", 32)),
 		encapsulate: seededEncapsulation(seededBytes(seedResponder+" encapsulation", 32)),
 		Authorize:   func(PublicKey) bool { return true },
+		Decoys:      seededDecoys(seedResponder),
 	}
 	return ic, rc
 }
@@ -152,7 +154,7 @@ func (m *vectorMaker) responder(name, comment string, cfg Config, wants observat
 	known := seededKey(seedInitiator).Public()
 	v.fields = append([]field{
 		{"kind", "responder"},
-		{"private-key", hex.EncodeToString(cfg.Key.bytes())},
+		{"private-key", hex.EncodeToString(cfg.Key.key.Bytes())},
 		{"ephemeral", hex.EncodeToString(seededBytes(seedResponder+" ephemeral", 32))},
 		{"encapsulation", hex.EncodeToString(seededBytes(seedResponder+" encapsulation", 32))},
 		{"initiator-public-key", hex.EncodeToString(known[:])},
@@ -219,6 +221,61 @@ func (m *vectorMaker) responders() {
 	m.staticKeys(text2)
 	m.message1s(peer)
 	m.message3s(text1, text3)
+	m.payloads3(text1, text2)
+	m.decoys(text1, text3)
+}
+
+// decoys are what follows a message 1 that was answered with one: the answers
+// are those to the same texts after a good message 1 (message3s).
+func (m *vectorMaker) decoys(text1, text3 []byte) {
+	_, rc := nodes(TransformJSON, cipherAES, 0)
+	ic, _ := nodes(TransformJSON, cipherAES, 0)
+	foreign := forgeInitiator(m, ic, seededKey(seedNobody).Public()).honest1(m)
+	sealed := func(n int) []byte { return container.AppendSealed(nil, new([container.IVLen]byte), make([]byte, n)) }
+	flipped := share(m, text1)
+	flipped[40] ^= 1
+	share, answered := "share", "share response"
+	for _, c := range []struct {
+		name, sends string
+		one, rest   []byte
+	}{
+		{"message-3", answered, foreign, text3},
+		{"message-3-after-a-flipped-message-1", answered, container.AppendShare(nil, flipped), text3},
+		{"empty", answered, foreign, sealed(0)},
+		{"the-largest-text", answered, foreign, sealed(container.MaxMessage3)},
+		{"one-byte-more", answered, foreign, sealed(container.MaxMessage3 + 1)},
+		{"message-1-again", answered, foreign, foreign},
+		{"newline", answered, foreign, []byte("\n")},
+		{"response", share, foreign, []byte(container.BadRequest)},
+		{"cut", share, foreign, text3[:200]},
+	} {
+		wants := fails(RuleSeal)
+		wants["sends"] = c.sends
+		m.responder("decoy-then-"+c.name, "the rule is message 1's", rc, wants, nil, c.one, c.rest)
+	}
+}
+
+// payloads3 are message 3s that open and hold what they may not.
+func (m *vectorMaker) payloads3(text1, text2 []byte) {
+	_, rc := nodes(TransformJSON, cipherAES, 0)
+	for _, c := range []struct {
+		name, head string
+		zeros      int
+	}{
+		{"claims", "\x00\x02{}", payload3Len - 4},
+		{"a-claim-of-zeros", "\x00\x01", payload3Len - 2},
+		{"not-zero-behind-the-length", "\x00\x00\x01", payload3Len - 3},
+		{"not-zero-at-the-end", string(make([]byte, payload3Len-1)) + "\x01", 0},
+		{"one-byte-less", "", payload3Len - 1}, {"one-byte-more", "", payload3Len + 1}, {"no-payload", "", 0},
+	} {
+		ic, _ := nodes(TransformJSON, cipherAES, 0)
+		f := forgeInitiator(m, ic, rc.Key.Public())
+		f.honest1(m)
+		wants := fails(RuleClaims)
+		wants["sends"] = "share response"
+		m.responder("message-3-payload-"+c.name, "", rc, wants, nil, text1,
+			f.message3(m, text2, append([]byte(c.head), make([]byte, c.zeros)...)))
+	}
 }
 
 // sorted iterates over a map in the order of its keys.
@@ -323,7 +380,7 @@ func (m *vectorMaker) initiators() {
 		v := &vector{wire: bytes.Join(wire, nil)}
 		v.fields = []field{
 			{"kind", "initiator"},
-			{"private-key", hex.EncodeToString(cfg.Key.bytes())},
+			{"private-key", hex.EncodeToString(cfg.Key.key.Bytes())},
 			{"ephemeral", hex.EncodeToString(seededBytes(seedInitiator+" ephemeral", 32))},
 			{"kem-seed", hex.EncodeToString(seededBytes(seedInitiator+" kem", 64))},
 			{"responder-public-key", hex.EncodeToString(peer[:])},
@@ -352,9 +409,13 @@ func (m *vectorMaker) initiators() {
 	add("rejected-after-message-3", ic, ending("rejected"), text2, []byte(container.BadRequest))
 	add("nothing", ic, ending("truncated"))
 	add("message-2-alone", ic, ending("truncated"), text2)
-	add("message-1-reflected", ic, fails(RuleSeal), text1)
-	add("message-2-flipped-ciphertext", ic, fails(RuleSeal), flipped(5))
-	add("message-2-flipped-payload", ic, fails(RuleSeal), flipped(kemCiphertextLen+40))
+	add("message-1-reflected", ic, ending("unopened"), text1)
+	add("message-2-flipped-ciphertext", ic, ending("unopened"), flipped(5))
+	add("message-2-flipped-payload", ic, ending("unopened"), flipped(kemCiphertextLen+40))
+	_, rc := nodes(TransformJSON, cipherAES, 0)
+	decoy, _, _ := respondTo(rc, forgeInitiator(m, ic, seededKey(seedNobody).Public()).honest1(m))
+	ic, _ = nodes(TransformJSON, cipherAES, 0)
+	add("decoy", ic, ending("unopened"), decoy)
 	add("record-0-flipped", ic, fails(RuleOpen), text2, spoiled)
 	add("record-0-newline-before", ic, fails(container.RuleForm), text2, []byte("\n"), record0)
 	for _, name := range []string{"case 32 low-order", "case 64 low-order", "case 76 low-order non-canonical", "case 90 non-canonical", "case 99 non-canonical"} {
@@ -370,7 +431,7 @@ func (m *vectorMaker) initiators() {
 		ic.Padding = paddingBlock
 		add("choice "+name, ic, fails(RuleChoice), forgeMessage2(m, rc, text1, text, nil))
 	}
-	ic, rc := nodes(TransformJSON, cipherChaCha, 0)
+	ic, rc = nodes(TransformJSON, cipherChaCha, 0)
 	text1 = forgeInitiator(m, ic, peer).honest1(m)
 	ic, _ = nodes(TransformJSON, cipherChaCha, 0)
 	add("choice-aes-though-chacha-was-first", ic, fails(RuleChoice),

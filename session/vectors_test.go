@@ -155,12 +155,34 @@ func verdict(err error) observation {
 		return observation{"expect": "violation", "rule": string(ruleOf(err))}
 	case errors.Is(err, ErrRejected):
 		return observation{"expect": "rejected"}
+	case errors.Is(err, ErrUnopened):
+		return observation{"expect": "unopened"}
+	case errors.Is(err, ErrNoRoom):
+		return observation{"expect": "no-room"}
 	case errors.Is(err, ErrNotFound), errors.As(err, &unknown):
 		return observation{"expect": "not-found"}
 	case errors.Is(err, ErrTruncated), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return observation{"expect": "truncated"}
 	}
 	return observation{"expect": err.Error()}
+}
+
+// sends names the texts that a node has sent in a handshake.
+func sends(wire []byte) string {
+	var texts []string
+	for len(wire) > 0 {
+		name, n := "records", len(wire)
+		switch third := container.SealedTextLen(message3Len); {
+		case bytes.HasPrefix(wire, []byte(`{"sdmp":{"version":"0.13","schemas":["shared_key"]`)):
+			name, n = "share", container.ShareTextLen
+		case bytes.HasPrefix(wire, []byte(container.BadRequest)):
+			name, n = "response", len(container.BadRequest)
+		case len(texts) == 1 && n >= third && bytes.Contains(wire[:third], []byte(`"iv":"AAAAAAAAAAAAAAAA"`)) && wire[third-1] == '}':
+			name, n = "message-3", third
+		}
+		texts, wire = append(texts, name), wire[n:]
+	}
+	return strings.Join(texts, " ")
 }
 
 func hexSHA256(b []byte) string { return fmt.Sprintf("%x", sha256.Sum256(b)) }
@@ -175,7 +197,7 @@ func (v *vector) observeContainer() observation {
 	case "share":
 		field, err = r.Share(buf)
 	case "message-3":
-		field, err = r.Sealed(&iv, buf, message3Len, message3Len, true)
+		field, err = r.Sealed(&iv, buf, 0, container.MaxMessage3, true)
 	case "record", "first-record":
 		field, err = r.Sealed(&iv, buf, container.MinPayload, container.MaxPayload, reads == "first-record")
 	default:
@@ -245,7 +267,9 @@ func (v *vector) observeResponder() observation {
 	if len(answer) >= container.ShareTextLen {
 		o["message-2-sha256"] = hexSHA256(answer[:container.ShareTextLen])
 	}
-	return o.add(verdict(err))
+	o = o.add(verdict(err))
+	o["sends"] = sends(answer)
+	return o
 }
 
 func (v *vector) observeInitiator() observation {
@@ -259,7 +283,9 @@ func (v *vector) observeInitiator() observation {
 		o["message-1-sha256"] = hexSHA256(sent[:container.ShareTextLen])
 		o["message-3-sha256"] = hexSHA256(message3)
 	}
-	return o.add(verdict(err))
+	o = o.add(verdict(err))
+	o["sends"] = sends(sent)
+	return o
 }
 
 func (v *vector) observeRecords() observation {

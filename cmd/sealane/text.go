@@ -207,8 +207,9 @@ func refusalText(r proxy.Refusal) string {
 // linkProblems say why an attempt at a link failed, and where to look.
 var linkProblems = map[mux.LinkResult]string{
 	mux.LinkUnreachable: "no address of the peer can be connected to; check its address, and that it runs",
-	mux.LinkRejected:    "the other end refused the handshake; check that the peer's key is the one at that address",
+	mux.LinkRejected:    "the other end has another key, or nothing in common with this node; check that the peer's key is the one at that address",
 	mux.LinkNotFound:    "the peer does not know this node's key; add it to the peer's config",
+	mux.LinkNoRoom:      "the peer takes no more links now; it has as many as its limits.links leaves for this node",
 	mux.LinkUnknown:     "a node with a key of no peer was turned away",
 	mux.LinkViolation:   "the link ended because of a byte that does not belong",
 	mux.LinkTimedOut:    "the handshake took too long",

@@ -34,6 +34,8 @@ const (
 	// MaxMessage3Text is the limit of the encrypted text that carries
 	// handshake message 3.
 	MaxMessage3Text = 8 << 10
+	// MaxMessage3 is the most payload such a text has, before base64.
+	MaxMessage3 = (MaxMessage3Text - len(sealedPrefix) - ivChars - len(sealedMiddle) - len(sealedSuffix)) * 6 / 8
 
 	ivChars         = 16
 	maxPayloadChars = (MaxPayload*8 + 5) / 6

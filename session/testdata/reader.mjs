@@ -9,8 +9,9 @@
 // {"initiator": [key 0, key 1, ... in hex], "responder": [...]}}.
 //
 // On standard output: one line of JSON per record, in the order of each
-// direction, {"from", "generation", "number", "type", "body": base64}. Anything
-// that does not belong on the wire is an error: exit code 1.
+// direction, {"from", "generation", "number", "type", "body": base64}. A
+// handshake that ends with the clear response, as behind every decoy, has none.
+// Anything that does not belong on the wire is an error: exit code 1.
 
 import { createDecipheriv } from "node:crypto";
 import { readFileSync } from "node:fs";
@@ -20,6 +21,8 @@ import process from "node:process";
 const ivLength = 12;
 const tagLength = 16;
 const shareLength = 2096;
+const message3Length = 32 + 16 + 5120 + 16; // the key and the payload, each with its tag
+const badRequest = '{"sdmp":{"version":"0.13","schemas":["response"]},"response":{"status":"bad_request","identifier":"session"}}';
 const types = ["data", "control", "close", "rekey"];
 
 function check(ok, what) {
@@ -81,6 +84,12 @@ function sealed(text) {
   const iv = bytes(body.iv);
   check(iv.length === ivLength, "an iv of another length");
   return { iv, payload: bytes(body.payload) };
+}
+
+function message3(text) {
+  const { iv, payload } = sealed(text);
+  check(iv.every((b) => b === 0), "the iv of message 3");
+  check(payload.length === message3Length, "a message 3 of another length");
 }
 
 // take splits n texts off the front of the wire.
@@ -159,13 +168,18 @@ function* records(capture, from, wire) {
 }
 
 function read(capture) {
-  let [texts, rest] = take(Buffer.from(capture.initiator, "base64"), 2);
+  const [texts, rest] = take(Buffer.from(capture.initiator, "base64"), 2);
+  check(texts.length === 2, "no message 3");
   share(texts[0]);
-  check(sealed(texts[1]).iv.every((b) => b === 0), "the iv of message 3");
+  message3(texts[1]);
+  const [answers, rest2] = take(Buffer.from(capture.responder, "base64"), 1);
+  share(answers[0]);
+  if (rest2.toString("latin1") === badRequest) {
+    check(rest.length === 0, "bytes behind a message 3 that was refused");
+    return [];
+  }
   const lines = [...records(capture, "initiator", rest)];
-  [texts, rest] = take(Buffer.from(capture.responder, "base64"), 1);
-  share(texts[0]);
-  return lines.concat([...records(capture, "responder", rest)]);
+  return lines.concat([...records(capture, "responder", rest2)]);
 }
 
 try {
