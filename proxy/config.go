@@ -33,8 +33,9 @@ type Config struct {
 	// that redirect rules can exempt it. 0 sets none.
 	Mark uint32
 
-	// Resolve looks up a host's addresses. If nil, the system's resolver does.
-	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
+	// Resolve looks up a host's addresses of network "ip", "ip4" or "ip6". If
+	// nil, the system's resolver does. A host that ends with a dot is absolute.
+	Resolve func(ctx context.Context, network, host string) ([]netip.Addr, error)
 
 	// Activated holds the sockets that systemd passed to this process, by name,
 	// as ActivatedSockets finds them.

@@ -77,9 +77,10 @@ func (d Destination) host() string {
 
 // checkName returns the name in lower case if it can be looked up without a
 // surprise: labels of 1 to 63 letters, digits, '-' and '_', at most 253
-// characters, and not an IP literal in disguise. A final dot is refused like
-// any other empty label.
+// characters, and not an IP literal in disguise. One final dot, which says that
+// a name is complete, is accepted and taken away.
 func checkName(s string) (string, error) {
+	s = strings.TrimSuffix(s, ".")
 	switch {
 	case s == "":
 		return "", errors.New("the host is empty")
@@ -89,7 +90,7 @@ func checkName(s string) (string, error) {
 	last := ""
 	for label := range strings.SplitSeq(s, ".") {
 		if label == "" {
-			return "", errors.New("the host name has an empty label; write no leading, trailing or doubled dot")
+			return "", errors.New("the host name has an empty label; write no leading or doubled dot")
 		}
 		if len(label) > 63 {
 			return "", errors.New("the host name has a label longer than 63 characters")
@@ -162,7 +163,7 @@ func ParseListen(s string) (Endpoint, error) {
 		return Endpoint{}, fmt.Errorf("listen address %q: %q is no port; write a number from 0 to 65535", s, port)
 	}
 	if _, err := netip.ParseAddr(host); host != "" && err != nil {
-		if _, err := checkName(host); err != nil {
+		if host, err = checkName(host); err != nil {
 			return Endpoint{}, fmt.Errorf("listen address %q: %w", s, err)
 		}
 	}

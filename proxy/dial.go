@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"syscall"
 	"time"
 
@@ -52,16 +53,14 @@ func (f *failure) status() mux.Status {
 
 // A dialer reaches targets from this node.
 type dialer struct {
-	resolve func(ctx context.Context, host string) ([]netip.Addr, error)
+	resolve lookupFunc
 	dial    func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 func newDialer(cfg *Config) dialer {
 	d := dialer{resolve: cfg.Resolve, dial: cfg.Dial}
 	if d.resolve == nil {
-		d.resolve = func(ctx context.Context, host string) ([]netip.Addr, error) {
-			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
-		}
+		d.resolve = net.DefaultResolver.LookupNetIP
 	}
 	if d.dial == nil {
 		nd := &net.Dialer{KeepAliveConfig: keepAlive}
@@ -108,17 +107,30 @@ func MarkControl(mark uint32) func(network, address string, c syscall.RawConn) e
 	}
 }
 
-// lookup returns a destination's addresses.
+// lookup returns the addresses of a destination that an app or a peer gave.
+// A name with a dot is looked up as it stands: completed with a search domain
+// it would be another name than the one that the rules were asked about. One
+// without is what this host's resolver makes of it, as in the config.
 func (d dialer) lookup(ctx context.Context, dest Destination) ([]netip.Addr, *failure) {
 	if dest.Name == "" {
 		return []netip.Addr{dest.Addr}, nil
 	}
-	found, err := d.resolve(ctx, dest.Name)
+	host := dest.Name
+	if strings.Contains(host, ".") {
+		host += "."
+	}
+	return d.lookupHost(ctx, host)
+}
+
+// lookupHost looks a host up as the system does, search domains among it
+// unless it ends with a dot.
+func (d dialer) lookupHost(ctx context.Context, host string) ([]netip.Addr, *failure) {
+	found, err := d.resolve(ctx, "ip", host)
 	if err == nil && len(found) == 0 {
-		err = &net.DNSError{Err: "no address", Name: dest.Name, IsNotFound: true}
+		err = errNoAddress(host)
 	}
 	if err != nil {
-		return nil, lookupFailure(ctx, dest.Name, err)
+		return nil, lookupFailure(ctx, strings.TrimSuffix(host, "."), err)
 	}
 	addrs := make([]netip.Addr, 0, len(found))
 	for _, a := range found {
@@ -238,7 +250,10 @@ func (d dialer) dialEndpoint(ctx context.Context, e Endpoint) (net.Conn, *failur
 	if err != nil {
 		return nil, &failure{ResultUnreachable, err.Error(), "unreachable"}
 	}
-	addrs, f := d.lookup(ctx, dest)
+	addrs, f := []netip.Addr{dest.Addr}, (*failure)(nil)
+	if dest.Name != "" {
+		addrs, f = d.lookupHost(ctx, dest.Name)
+	}
 	if f != nil {
 		return nil, f
 	}

@@ -137,12 +137,12 @@ func TestEgress(t *testing.T) {
 		{"stranger", "10.2.3.4:5432", "", mux.StatusDenied},
 		{"stranger", "db.internal:443", "", mux.StatusDenied},
 	} {
-		asked := dns.asked()
+		asked := dns.asked("")
 		got := askExit(t, n, tt.peer, tt.to)
 		if dialed := dials.take(); got.Status != tt.status || dialed != tt.dialed {
 			t.Errorf("%s to %s: %v (%s), dialed %q; want %v, %q", tt.peer, tt.to, got.Status, got.Text, dialed, tt.status, tt.dialed)
 		}
-		if tt.peer == "stranger" && dns.asked() != asked {
+		if tt.peer == "stranger" && dns.asked("") != asked {
 			t.Errorf("%s to %s: a peer that may reach nothing caused a lookup", tt.peer, tt.to)
 		}
 		// The peer learns nothing of what this node resolves.
@@ -252,7 +252,7 @@ func TestDirectFromOutside(t *testing.T) {
 	st.dialer.dial = dials.dial
 	for addr, want := range map[string]bool{"127.0.0.1": false, "169.254.169.254": false, "127.0.0.9": true, "192.0.2.1": true} {
 		d := Destination{Addr: netip.MustParseAddr(addr), Port: 80}
-		_, f := st.direct(t.Context(), &record{}, l, d)
+		_, f := st.direct(t.Context(), &record{}, l, d, 0)
 		if (f == nil) != want {
 			t.Errorf("%s: %v", addr, f)
 		}
@@ -347,7 +347,7 @@ func TestLookupFailures(t *testing.T) {
 		&net.DNSError{Err: "i/o timeout", IsTimeout: true}:   ResultTimedOut,
 		&net.DNSError{Err: "server misbehaving"}:             ResultUnreachable,
 	} {
-		d := dialer{resolve: func(context.Context, string) ([]netip.Addr, error) { return nil, err }}
+		d := dialer{resolve: func(context.Context, string, string) ([]netip.Addr, error) { return nil, err }}
 		if _, f := d.lookup(t.Context(), Destination{Name: "db.internal", Port: 1}); f == nil || f.result != want {
 			t.Errorf("%v gives %v, want %s", err, f, want)
 		}

@@ -634,26 +634,29 @@ func wantDialReset(t testing.TB, addr string) {
 
 // fakeDNS is a resolver of fixed, changeable names.
 type fakeDNS struct {
-	mu      sync.Mutex
-	hosts   map[string][]string
-	queries []string
-	fail    error // instead of an answer
+	mu       sync.Mutex
+	hosts    map[string][]string
+	queries  []string
+	fail     error  // instead of an answer
+	failOnly string // the network that fail is for; "": all
 }
 
-func (d *fakeDNS) resolve(_ context.Context, host string) ([]netip.Addr, error) {
+func (d *fakeDNS) resolve(_ context.Context, network, host string) ([]netip.Addr, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.queries = append(d.queries, host)
-	if d.fail != nil {
+	d.queries = append(d.queries, network+" "+host)
+	if d.fail != nil && (d.failOnly == "" || d.failOnly == network) {
 		return nil, d.fail
 	}
-	found, ok := d.hosts[host]
-	if !ok {
-		return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
-	}
 	var addrs []netip.Addr
-	for _, s := range found {
-		addrs = append(addrs, netip.MustParseAddr(s))
+	for _, s := range d.hosts[strings.TrimSuffix(host, ".")] {
+		a := netip.MustParseAddr(s)
+		if is4 := a.Unmap().Is4(); network == "ip" || is4 == (network == "ip4") {
+			addrs = append(addrs, a)
+		}
+	}
+	if len(addrs) == 0 {
+		return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
 	}
 	return addrs, nil
 }
@@ -673,10 +676,16 @@ func (d *fakeDNS) setFail(err error) {
 	d.fail = err
 }
 
-func (d *fakeDNS) asked() int {
+// asked counts the queries with a prefix, such as "ip4 db.internal".
+func (d *fakeDNS) asked(prefix string) (n int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return len(d.queries)
+	for _, q := range d.queries {
+		if strings.HasPrefix(q, prefix) {
+			n++
+		}
+	}
+	return n
 }
 
 func socketPath(t testing.TB) string { return filepath.Join(t.TempDir(), "s") }

@@ -15,6 +15,7 @@ import (
 //   - Other hosts with a "*" in them are globs. They match names only; "*"
 //     stands for any run of characters, dots included.
 //   - A plain host name matches that name, whatever its case.
+//   - One final dot of a name or glob says nothing and is taken away.
 //   - A CIDR or an IP literal matches addresses. IPv4-mapped IPv6 is unmapped
 //     before anything is compared, in patterns as in addresses.
 //
@@ -195,10 +196,10 @@ func parseGlob(s string) (string, error) {
 	if strings.Trim(s, "0123456789.*") == "" {
 		return "", errors.New("globs match names only; write a CIDR for addresses, as in 10.1.0.0/16")
 	}
-	s = strings.ToLower(s)
+	s = strings.ToLower(strings.TrimSuffix(s, "."))
 	for label := range strings.SplitSeq(s, ".") {
 		if label == "" {
-			return "", errors.New("has an empty label; write no leading, trailing or doubled dot")
+			return "", errors.New("has an empty label; write no leading or doubled dot")
 		}
 	}
 	for _, c := range []byte(s) {
@@ -227,6 +228,9 @@ func (m Match) Matches(d Destination) bool {
 func (m Match) matchesPort(port uint16) bool {
 	return m.kind != matchNothing && m.lo <= port && port <= m.hi
 }
+
+// sharesPort reports whether both patterns match some port.
+func (m Match) sharesPort(o Match) bool { return m.lo <= o.hi && o.lo <= m.hi }
 
 func (m Match) matchesName(name string, port uint16) bool {
 	if !m.matchesPort(port) {

@@ -30,6 +30,15 @@ func dest(s string) Destination {
 	return d
 }
 
+// target is where the routes lead.
+func target(ctx context.Context, st *state, kind Kind, to string) (Target, *failure) {
+	at, f := st.route(ctx, kind, dest(to))
+	if f != nil {
+		return Target{}, f
+	}
+	return st.cfg.Routes[at].To, nil
+}
+
 func TestRouteByName(t *testing.T) {
 	dns := &fakeDNS{}
 	dns.set("orders.svc", "10.0.0.5", "::ffff:10.0.1.5")
@@ -53,7 +62,7 @@ func TestRouteByName(t *testing.T) {
 		{KindSOCKS5, "10.0.0.5:5432", "net"}, // only transparent listeners ask for names
 		{KindSOCKS5, "10.0.1.5:5432", ""},
 	} {
-		to, f := st.route(t.Context(), tt.kind, dest(tt.to))
+		to, f := target(t.Context(), st, tt.kind, tt.to)
 		if to.Peer != tt.peer || (f == nil) != (tt.peer != "") {
 			t.Errorf("%s %s: %+v, %v, want %q", tt.kind, tt.to, to, f, tt.peer)
 		}
@@ -72,23 +81,23 @@ func TestRouteLooksAgain(t *testing.T) {
 		}
 		defer p.Close()
 		st := p.state.Load()
-		if _, f := st.routeFresh(t.Context(), KindTransparent, dest("10.0.1.5:5432")); f != nil {
+		if _, f := target(t.Context(), st, KindTransparent, "10.0.1.5:5432"); f != nil {
 			t.Fatal(f)
 		}
 		dns.set("orders.svc", "10.0.1.6")
 		time.Sleep(nameMinAge)
 		for range 10 {
-			if _, f := st.routeFresh(t.Context(), KindTransparent, dest("10.0.9.9:5432")); f == nil {
+			if _, f := target(t.Context(), st, KindTransparent, "10.0.9.9:5432"); f == nil {
 				t.Fatal("a route matched")
 			}
 		}
-		if n := dns.asked(); n != 2 {
+		if n := dns.asked("ip4 orders.svc"); n != 2 {
 			t.Errorf("asked %d times, want 2", n)
 		}
-		if to, _ := st.routeFresh(t.Context(), KindTransparent, dest("10.0.1.6:5432")); to.Peer != "db" {
+		if to, _ := target(t.Context(), st, KindTransparent, "10.0.1.6:5432"); to.Peer != "db" {
 			t.Error("the new address does not match")
 		}
-		if _, f := st.route(t.Context(), KindTransparent, dest("10.0.1.5:5432")); f == nil {
+		if _, f := target(t.Context(), st, KindTransparent, "10.0.1.5:5432"); f == nil {
 			t.Error("the old address still matches")
 		}
 	})
@@ -140,7 +149,7 @@ func TestNamesAreKept(t *testing.T) {
 func TestHangingResolver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cfg := namesConfig(t, &fakeDNS{})
-		cfg.Resolve = func(ctx context.Context, _ string) ([]netip.Addr, error) {
+		cfg.Resolve = func(ctx context.Context, _, _ string) ([]netip.Addr, error) {
 			<-ctx.Done()
 			return nil, ctx.Err()
 		}
@@ -152,7 +161,7 @@ func TestHangingResolver(t *testing.T) {
 		start := time.Now()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		to, f := p.state.Load().routeFresh(ctx, KindTransparent, dest("10.0.0.7:5432"))
+		to, f := target(ctx, p.state.Load(), KindTransparent, "10.0.0.7:5432")
 		if f != nil || to.Peer != "net" || time.Since(start) > time.Second {
 			t.Errorf("%v, %v after %v", to, f, time.Since(start))
 		}

@@ -47,6 +47,7 @@ type Proxy struct {
 	tick         time.Duration // between sweeps; 0: what the timeouts need
 	background   sync.WaitGroup
 	namesChanged chan struct{}
+	resolver     *strictResolver // for the names of routes
 	spare        spareDescriptor
 	poller       *poller // for idle connections; nil if there is none
 
@@ -103,14 +104,17 @@ func New(cfg Config, m *mux.Mux) (*Proxy, error) {
 }
 
 func newProxy(cfg Config, o opener) (*Proxy, error) {
-	p := &Proxy{opener: o, splices: make(map[*splice]struct{}), namesChanged: make(chan struct{}, 1)}
+	p := &Proxy{
+		opener: o, splices: make(map[*splice]struct{}), namesChanged: make(chan struct{}, 1), resolver: newStrictResolver(),
+	}
+	p.ctx, p.cancel = context.WithCancel(context.Background())
+	p.draining, p.drainOnly = context.WithCancel(p.ctx)
 	st, err := p.compile(cfg)
 	if err != nil {
+		p.cancel()
 		return nil, err
 	}
 	p.state.Store(st)
-	p.ctx, p.cancel = context.WithCancel(context.Background())
-	p.draining, p.drainOnly = context.WithCancel(p.ctx)
 	return p, nil
 }
 
@@ -127,7 +131,7 @@ func (p *Proxy) compile(cfg Config) (*state, error) {
 	if prev := p.state.Load(); prev != nil {
 		old = prev.names
 	}
-	st.names = newNames(&cfg, st.dialer.resolve, old)
+	st.names = p.newNames(st, old)
 	return st, nil
 }
 

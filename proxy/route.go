@@ -11,33 +11,158 @@ import (
 	"github.com/sealane/sealane/mux"
 )
 
-// route returns the first route that matches dest.
+// route returns the index of the first route that matches dest.
 //
 // Where dest is an address that an app dialed through a transparent listener,
 // a route's plain host name matches if the address is among those of that
 // name at present. What travels to the peer is then still the address.
-func (st *state) route(ctx context.Context, kind Kind, dest Destination) (Target, *failure) {
-	for _, r := range st.cfg.Routes {
-		if r.Match.Matches(dest) {
-			return r.To, nil
-		}
-		if host, ok := r.Match.HostName(); ok && kind == KindTransparent &&
-			r.Match.matchesPort(dest.Port) && st.names.has(ctx, host, dest.Addr) {
-			return r.To, nil
+//
+// What leads to direct is looked at again: see crossing.
+func (st *state) route(ctx context.Context, kind Kind, dest Destination) (int, *failure) {
+	at := st.firstRoute(ctx, kind, dest)
+	if at < 0 && kind == KindTransparent && len(st.names.hosts) > 0 {
+		// The app may have got a newer answer than this node.
+		st.names.refreshAll(ctx, nameMinAge)
+		at = st.firstRoute(ctx, kind, dest)
+	}
+	if at >= 0 && (dest.Name != "" || !st.cfg.Routes[at].To.Direct) {
+		return at, nil
+	}
+	if at >= 0 {
+		var f *failure
+		if at, f = st.cross(ctx, kind, dest); at >= 0 || f != nil {
+			return at, f
 		}
 	}
-	return Target{}, &failure{result: ResultNoRoute, reason: fmt.Sprintf("no route matches %v", dest)}
+	return -1, &failure{result: ResultNoRoute, reason: fmt.Sprintf("no route matches %v", dest)}
 }
 
-// routeFresh is route, but looks names up again before it gives up: the app
-// may have got a newer answer than this node.
-func (st *state) routeFresh(ctx context.Context, kind Kind, dest Destination) (Target, *failure) {
-	to, f := st.route(ctx, kind, dest)
-	if f == nil || len(st.names.hosts) == 0 {
-		return to, f
+// firstRoute goes by what is known of the routes' names, or -1.
+func (st *state) firstRoute(ctx context.Context, kind Kind, dest Destination) int {
+	return slices.IndexFunc(st.cfg.Routes, func(r Route) bool {
+		if r.Match.Matches(dest) {
+			return true
+		}
+		host, ok := r.Match.HostName()
+		return ok && kind == KindTransparent && r.Match.matchesPort(dest.Port) && st.names.has(ctx, host, dest.Addr)
+	})
+}
+
+// A crossing is the question whether a connection to an address may leave in
+// plaintext. Before it does, no route to a peer that stands ahead of the
+// direct one may match it, and that must be known: a lookup that fails, or an
+// answer that has changed, must never turn a sealed route into a direct one.
+//
+// So names are looked up afresh, whatever the listener. That of a direct route
+// matches only by such an answer, too.
+type crossing struct {
+	st     *state
+	kind   Kind
+	dest   Destination // an address
+	routes []Route     // from the first up to where the answer is needed
+	name   string      // that the app asked for and dest is an address of; "" if it asked for dest
+	names  *inquiry
+
+	doubt     *failure // a name ahead may be dest's
+	globDoubt *failure // a glob ahead may match a name of dest
+}
+
+// cross returns the index of the route for an address whose first match is a
+// direct route, -1 if there is none, or why it must not be dialed.
+func (st *state) cross(ctx context.Context, kind Kind, dest Destination) (int, *failure) {
+	c := &crossing{st: st, kind: kind, dest: dest, routes: st.cfg.Routes, names: st.names.inquire()}
+	return c.first(ctx)
+}
+
+// mayCross says why an address of the name in dest must not be dialed by the
+// direct route at index at, which matches the name: a route ahead of it is for
+// that address, or may be. Then none of the name's addresses is.
+func (st *state) mayCross(ctx context.Context, kind Kind, dest Destination, addrs []netip.Addr, at int) *failure {
+	names := st.names.inquire()
+	for _, a := range addrs {
+		c := &crossing{
+			st: st, kind: kind, dest: Destination{Addr: a, Port: dest.Port}, routes: st.cfg.Routes[:at], name: dest.Name, names: names,
+		}
+		i, f := c.first(ctx)
+		if f != nil {
+			return f
+		}
+		if i >= 0 && !c.routes[i].To.Direct {
+			return denied("%s has the address %v, which route %s ahead of the direct one leads to peer %s; write a route for %s before both",
+				dest.Name, a, c.routes[i].Match, c.routes[i].To.Peer, dest.Name)
+		}
 	}
-	st.names.refreshAll(ctx, nameMinAge)
-	return st.route(ctx, kind, dest)
+	return nil
+}
+
+func denied(format string, args ...any) *failure {
+	return &failure{result: ResultDenied, reason: fmt.Sprintf(format, args...)}
+}
+
+// first returns the index of the first route for the address, or -1; or, where
+// that is a direct one, why it is unknown whether an earlier one matches.
+func (c *crossing) first(ctx context.Context) (int, *failure) {
+	for _, r := range c.routes {
+		if host, ok := c.asks(r); ok {
+			c.names.begin(host, c.dest.Addr) // all at once
+		}
+	}
+	for i, r := range c.routes {
+		matches := r.Match.Matches(c.dest)
+		if host, ok := c.asks(r); ok {
+			owns, err := c.names.owns(ctx, host, c.dest.Addr)
+			matches = owns
+			c.doubtName(r, host, err)
+		} else if !matches {
+			c.doubtGlob(r)
+		}
+		switch {
+		case !matches:
+		case !r.To.Direct:
+			return i, nil
+		case c.doubt != nil:
+			return -1, c.doubt
+		case r.Match.kind == matchAny && c.globDoubt != nil:
+			return -1, c.globDoubt
+		default:
+			return i, nil
+		}
+	}
+	return -1, c.doubt
+}
+
+// asks returns the name whose addresses decide whether the route matches. A
+// direct route's name matches addresses in a transparent listener alone.
+func (c *crossing) asks(r Route) (host string, ok bool) {
+	host, ok = r.Match.HostName()
+	return host, ok && r.Match.matchesPort(c.dest.Port) && (!r.To.Direct || c.kind == KindTransparent && c.name == "")
+}
+
+func (c *crossing) doubtName(r Route, host string, err error) {
+	if err == nil || r.To.Direct || c.doubt != nil {
+		return
+	}
+	// The app gave another name, which the route does not match: that leaves
+	// only that both are names of one server. There is none where the
+	// resolver has never had an address for this one, as is usual for names that
+	// only the peer can look up.
+	if c.name != "" && c.st.names.neverResolved(host, err) {
+		return
+	}
+	c.doubt = denied("route %s comes before the direct one, and whether %v is an address of %s is unknown: %v",
+		r.Match, c.dest.Addr, host, err)
+}
+
+// doubtGlob notes a glob, which no lookup can answer: it may match a name of
+// the address. A direct route with that address, or with a name that has it,
+// says that it is meant; one with "*" says nothing. Loopback stays on this host.
+func (c *crossing) doubtGlob(r Route) {
+	if r.Match.kind != matchGlob || r.To.Direct || c.name != "" || c.globDoubt != nil ||
+		!r.Match.matchesPort(c.dest.Port) || c.dest.Addr.IsLoopback() {
+		return
+	}
+	c.globDoubt = denied("route %s comes before the direct one, and nobody can know whether %v has such a name; "+
+		"write names or addresses instead, or a CIDR in the direct route", r.Match, c.dest.Addr)
 }
 
 // reach opens the way to where an app's connection goes: dest by the routes,
@@ -50,14 +175,14 @@ func (p *Proxy) reach(rec *record, l *listener, to Target, dest Destination) (fa
 	ctx, cancel := context.WithTimeout(p.ctx, timeout+max(timeout/5, 100*time.Millisecond))
 	defer cancel()
 	if to == (Target{}) {
-		var f *failure
-		if to, f = st.routeFresh(ctx, Kind(rec.via), dest); f != nil {
+		at, f := st.route(ctx, Kind(rec.via), dest)
+		if f != nil {
 			return nil, f
 		}
-	}
-	if to.Direct {
-		rec.peer = PeerDirect
-		return st.direct(ctx, rec, l, dest)
+		if to = st.cfg.Routes[at].To; to.Direct {
+			rec.peer = PeerDirect
+			return st.direct(ctx, rec, l, dest, at)
+		}
 	}
 	rec.peer = to.Peer
 	return p.openStream(ctx, rec, to, dest)
@@ -109,14 +234,19 @@ func openFailure(ctx context.Context, err error) *failure {
 	return &failure{result: ResultNoLink, reason: err.Error()}
 }
 
-// direct dials dest from here, in plaintext. Ports that this process listens
-// on are refused. Through a listener that others than this host's users can
+// direct dials dest from here, in plaintext, by the route at index at. Ports
+// that this process listens on are refused. Through a listener that others than this host's users can
 // reach, so are the addresses that egress refuses, unless the route's match
 // names them literally.
-func (st *state) direct(ctx context.Context, rec *record, l *listener, dest Destination) (far, *failure) {
+func (st *state) direct(ctx context.Context, rec *record, l *listener, dest Destination, at int) (far, *failure) {
 	addrs, f := st.dialer.lookup(ctx, dest)
 	if f != nil {
 		return nil, f
+	}
+	if dest.Name != "" {
+		if f := st.mayCross(ctx, Kind(rec.via), dest, addrs, at); f != nil {
+			return nil, f
+		}
 	}
 	why := ""
 	addrs = slices.DeleteFunc(addrs, func(a netip.Addr) bool {

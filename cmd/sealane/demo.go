@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/netip"
+	"strings"
 	"net/url"
 	"os"
 	"os/signal"
@@ -180,8 +181,8 @@ func (d *demo) nearConfig(key *session.PrivateKey, peer session.PublicKey) *conf
 }
 
 // demoResolve finds the demo's own host name, for the app's sidecar.
-func demoResolve(_ context.Context, host string) ([]netip.Addr, error) {
-	if host != demoName {
+func demoResolve(_ context.Context, _, host string) ([]netip.Addr, error) {
+	if strings.TrimSuffix(host, ".") != demoName {
 		return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
 	}
 	return []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1})}, nil

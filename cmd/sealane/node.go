@@ -54,7 +54,7 @@ type nodeOptions struct {
 	// that peers or apps send has been read.
 	confine func() error
 	// resolve replaces the system's resolver for targets, if not nil.
-	resolve func(ctx context.Context, host string) ([]netip.Addr, error)
+	resolve func(ctx context.Context, network, host string) ([]netip.Addr, error)
 }
 
 // startNode starts a sidecar. Its error says what to do, and then nothing runs.
