@@ -1,60 +1,88 @@
 package proxy
 
 import (
-	"net"
 	"net/netip"
+	"slices"
 )
 
 // A special range is one that no pattern admits by accident: addresses in it
-// reach this host itself, its cloud's metadata, or more than one host.
+// reach this host itself, its cloud's metadata, more than one host, or an IPv4
+// address that the pattern's reader does not see.
 type specialRange struct {
 	prefix netip.Prefix
 	what   string
 }
 
-// specialRanges holds the ranges that egress refuses unless a rule names them
-// literally, and the NAT64 (RFC 6052), 6to4 (RFC 3056) and IPv4-compatible
-// addresses that embed one.
-var specialRanges = func() []specialRange {
-	v4 := []specialRange{
-		{netip.MustParsePrefix("0.0.0.0/8"), "unspecified"},
-		{netip.MustParsePrefix("127.0.0.0/8"), "loopback"},
-		{netip.MustParsePrefix("169.254.0.0/16"), "link-local"},
-		{netip.MustParsePrefix("224.0.0.0/4"), "multicast"},
-		{netip.MustParsePrefix("255.255.255.255/32"), "broadcast"},
+func ranges(what string, prefixes ...string) (out []specialRange) {
+	for _, p := range prefixes {
+		out = append(out, specialRange{netip.MustParsePrefix(p), what})
 	}
-	ranges := append(v4,
-		specialRange{netip.MustParsePrefix("::/128"), "unspecified"},
-		specialRange{netip.MustParsePrefix("::1/128"), "loopback"},
-		specialRange{netip.MustParsePrefix("fe80::/10"), "link-local"},
-		specialRange{netip.MustParsePrefix("ff00::/8"), "multicast"},
-	)
-	for _, r := range v4 {
-		a := r.prefix.Addr().As4()
-		for _, e := range embeddings {
-			b := e.prefix.Addr().As16()
-			copy(b[e.at:], a[:])
-			p := netip.PrefixFrom(netip.AddrFrom16(b), 8*e.at+r.prefix.Bits())
-			ranges = append(ranges, specialRange{p, r.what + " within " + e.what})
-		}
-	}
-	return ranges
-}()
+	return out
+}
 
-// embeddings are the IPv6 prefixes that hold an IPv4 address from byte at on.
+// specialRanges holds the ranges that egress refuses unless a rule names them
+// literally. The cloud's metadata outside link-local, which may give
+// credentials, is Alibaba's, Azure's, that of Amazon with all its host-local
+// services, Google's and Scaleway's; Oracle's is a protocol assignment.
+var specialRanges = slices.Concat(
+	ranges("unspecified", "0.0.0.0/8", "::/128"),
+	ranges("loopback", "127.0.0.0/8", "::1/128"),
+	ranges("link-local", "169.254.0.0/16", "fe80::/10"),
+	ranges("multicast", "224.0.0.0/4", "ff00::/8"),
+	ranges("broadcast", "255.255.255.255/32"),
+	ranges("cloud metadata", "100.100.100.200/32", "168.63.129.16/32", "fd00:ec2::/32", "fd20:ce::254/128", "fd00:42::42/128"),
+	ranges("a protocol assignment", "192.0.0.0/24"),
+	ranges("local-use NAT64", "64:ff9b:1::/48"),
+	ranges("IPv4-translated", "::ffff:0:0:0/96"),
+	ranges("Teredo", "2001::/32"),
+)
+
+// embeddings are the IPv6 prefixes that hold an IPv4 address from byte at on:
+// NAT64 (RFC 6052, RFC 8215 with its usual /96), 6to4 (RFC 3056), SIIT (RFC
+// 2765), the IPv4-compatible addresses, and Teredo (RFC 4380), which inverts it.
 var embeddings = []struct {
 	prefix netip.Prefix
 	at     int
+	invert byte
 	what   string
 }{
-	{netip.MustParsePrefix("64:ff9b::/96"), 12, "NAT64"},
-	{netip.MustParsePrefix("2002::/16"), 2, "6to4"},
-	{netip.MustParsePrefix("::/96"), 12, "an IPv4-compatible address"},
+	{netip.MustParsePrefix("64:ff9b::/96"), 12, 0, "NAT64"},
+	{netip.MustParsePrefix("64:ff9b:1::/48"), 12, 0, "local-use NAT64"},
+	{netip.MustParsePrefix("2002::/16"), 2, 0, "6to4"},
+	{netip.MustParsePrefix("::ffff:0:0:0/96"), 12, 0, "an IPv4-translated address"},
+	{netip.MustParsePrefix("::/96"), 12, 0, "an IPv4-compatible address"},
+	{netip.MustParsePrefix("2001::/32"), 12, 0xff, "Teredo"},
 }
 
-// special returns the special range that holds a, if one does.
+// embedded returns the IPv4 address within a, if there is one, and the index
+// of its embedding. "::" and "::1" are themselves.
+func embedded(a netip.Addr) (v4 netip.Addr, at int, ok bool) {
+	if !a.Is6() || a.IsUnspecified() || a.IsLoopback() {
+		return netip.Addr{}, 0, false
+	}
+	for i, e := range embeddings {
+		if e.prefix.Contains(a) {
+			b := a.As16()
+			v4 := [4]byte(b[e.at:])
+			for j := range v4 {
+				v4[j] ^= e.invert
+			}
+			return netip.AddrFrom4(v4), i, true
+		}
+	}
+	return netip.Addr{}, 0, false
+}
+
+// special returns the special range that holds a, if one does. An address
+// that embeds one of IPv4 is in the range of that one, if it has one.
 func special(a netip.Addr) (specialRange, bool) {
 	a = a.Unmap()
+	if v4, i, ok := embedded(a); ok {
+		if r, ok := special(v4); ok {
+			e := embeddings[i]
+			return specialRange{netip.PrefixFrom(a, 8*e.at+r.prefix.Bits()).Masked(), r.what + " within " + e.what}, true
+		}
+	}
 	for _, r := range specialRanges {
 		if r.prefix.Contains(a) {
 			return r, true
@@ -77,24 +105,8 @@ func isLocal(a netip.Addr) bool {
 	if a.IsLoopback() || a.IsUnspecified() {
 		return true
 	}
-	for _, e := range embeddings {
-		if e.prefix.Contains(a) {
-			b := a.As16()
-			if v4 := netip.AddrFrom4([4]byte(b[e.at:])); v4.IsLoopback() || v4.IsUnspecified() || bindable(v4) {
-				return true
-			}
-		}
-	}
-	return bindable(a)
-}
-
-// bindable asks the kernel, which alone knows every local address (those of
-// local routes too): only those can be bound.
-func bindable(a netip.Addr) bool {
-	c, err := net.ListenUDP("udp", &net.UDPAddr{IP: a.AsSlice()})
-	if err == nil {
-		c.Close()
+	if v4, _, ok := embedded(a); ok && isLocal(v4) {
 		return true
 	}
-	return !isAddrNotAvailable(err)
+	return leadsHere(a)
 }

@@ -292,5 +292,3 @@ func dialResult(err error) Result {
 	}
 	return ResultUnreachable
 }
-
-func isAddrNotAvailable(err error) bool { return errors.Is(err, syscall.EADDRNOTAVAIL) }
