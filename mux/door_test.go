@@ -245,7 +245,7 @@ func TestACrowdBehindOneAddress(t *testing.T) {
 				seated.Add(1)
 				g.Answered()
 				select {
-				case <-time.After(900 * time.Millisecond): // a slow path, and a busy host
+				case <-time.After(1500 * time.Millisecond): // a slow path, and a busy host
 				case <-g.ctx.Done():
 					seated.Add(-1)
 				}

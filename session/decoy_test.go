@@ -55,14 +55,15 @@ func message3s() map[string][]string {
 	sealed := func(n int) string {
 		return string(container.AppendSealed(nil, new([container.IVLen]byte), randomBytes(4, n)))
 	}
-	three := sealed(message3Len)
+	three, largest := sealed(message3Len), sealed(container.MaxMessage3)
 	iv := container.AppendSealed(nil, &[container.IVLen]byte{1}, randomBytes(4, message3Len))
 	return map[string][]string{
 		"message 3":      {three},
 		"in pieces":      {three[:60], three[60:200], three[200 : len(three)-1], three[len(three)-1:]},
 		"one byte short": {sealed(message3Len - 1)},
 		"empty":          {sealed(0)},
-		"the largest":    {sealed(container.MaxMessage3)},
+		"the largest":    {largest},
+		"longer, slowly": {largest[:7200], largest[7200:8000], largest[8000:]},
 		"too large":      {sealed(container.MaxMessage3 + 1)},
 		"iv":             {string(iv)},
 		"not base64":     {strings.Replace(three, "payload\":\"", "payload\":\"!", 1)},
@@ -155,7 +156,7 @@ func checkFresh(t *testing.T, name string, rc Config, one, text []byte) {
 	}
 	for _, text := range [][]byte{text, again} {
 		s := share(t, text)
-		if err := PublicKey(s[kemCiphertextLen:][:32]).check(); err != nil {
+		if err := PublicKey(s[kemCiphertextLen:][:32]).checkPoint(); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

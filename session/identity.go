@@ -39,16 +39,16 @@ func ParsePublicKey(s string) (PublicKey, error) {
 	if k.String() != s {
 		return PublicKey{}, errors.New("a public key is unpadded base64url (letters, digits, - and _)")
 	}
-	if err := k.check(); err != nil {
+	if err := k.checkPoint(); err != nil {
 		return PublicKey{}, err
 	}
 	return k, nil
 }
 
-// check refuses what is not the one encoding of a point that an honest node
+// checkPoint refuses what is not the one encoding of a point that an honest node
 // can have: the high bit set, a value not reduced modulo 2^255-19, and points
 // of low order, with which every exchange gives the same known secret.
-func (k PublicKey) check() error {
+func (k PublicKey) checkPoint() error {
 	if err := k.checkEncoding(); err != nil {
 		return err
 	}
@@ -68,7 +68,7 @@ func (k PublicKey) check() error {
 	return nil
 }
 
-// checkEncoding is check without the points of low order: those, an exchange
+// checkEncoding is checkPoint without the points of low order: those, an exchange
 // shows. It costs nothing.
 func (k PublicKey) checkEncoding() error {
 	if k[31]&0x80 != 0 {
