@@ -23,9 +23,11 @@ type Config struct {
 	Peers []string
 
 	// Own holds the TCP ports of this process beside those of Listeners: the
-	// link and admin listeners. Egress and direct routes never reach them, nor
-	// the ports of Listeners, on any local address.
-	Own []uint16
+	// link and admin listeners. Egress, services and direct routes never reach
+	// them, nor the ports of Listeners, on any local address. OwnSockets holds the
+	// paths of unix sockets, which no service reaches, nor those of Listeners.
+	Own        []uint16
+	OwnSockets []string
 
 	Timeouts Timeouts
 

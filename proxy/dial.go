@@ -237,29 +237,6 @@ func alternate(addrs []netip.Addr) []netip.Addr {
 	return out
 }
 
-// dialEndpoint connects to an endpoint of this node's own config.
-func (d dialer) dialEndpoint(ctx context.Context, e Endpoint) (net.Conn, *failure) {
-	if e.Network == "unix" {
-		c, err := d.dial(ctx, "unix", e.Address)
-		if err != nil {
-			return nil, dialFailure(err)
-		}
-		return c, nil
-	}
-	dest, err := ParseDestination(e.Address)
-	if err != nil {
-		return nil, &failure{ResultUnreachable, err.Error(), "unreachable"}
-	}
-	addrs, f := []netip.Addr{dest.Addr}, (*failure)(nil)
-	if dest.Name != "" {
-		addrs, f = d.lookupHost(ctx, dest.Name)
-	}
-	if f != nil {
-		return nil, f
-	}
-	return d.dialAny(ctx, addrs, dest.Port)
-}
-
 func dialFailure(err error) *failure {
 	f := &failure{result: dialResult(err), reason: err.Error()}
 	switch f.result {

@@ -25,6 +25,7 @@ type policy struct {
 	services map[string]Service
 	egress   map[string][]Match // by peer
 	own      ownPorts
+	ownFile  func(path string) bool // whether this process listens on the unix socket
 }
 
 func newPolicy(cfg *Config) policy {
@@ -175,7 +176,7 @@ func (st *state) exitService(ctx context.Context, peer string, o mux.Open) (net.
 	if f != nil {
 		return nil, g, f
 	}
-	c, f := st.dialer.dialEndpoint(ctx, s.Address)
+	c, f := st.dialService(ctx, s.Address)
 	if f != nil {
 		return nil, g, f
 	}
@@ -186,6 +187,44 @@ func (st *state) exitService(ctx context.Context, peer string, o mux.Open) (net.
 		}
 	}
 	return c, g, nil
+}
+
+// dialService connects to a service's address, which is of the config, unless
+// this process itself listens there: a stream would come back for ever, or
+// reach the admin endpoint.
+func (st *state) dialService(ctx context.Context, e Endpoint) (net.Conn, *failure) {
+	if e.Network == "unix" {
+		if st.policy.ownFile(e.Address) {
+			return nil, &failure{ResultDenied, fmt.Sprintf("%v is this process's own socket", e), "not allowed"}
+		}
+		c, err := st.dialer.dial(ctx, "unix", e.Address)
+		if err != nil {
+			return nil, dialFailure(err)
+		}
+		return c, nil
+	}
+	dest, err := ParseDestination(e.Address)
+	if err != nil {
+		return nil, &failure{ResultUnreachable, err.Error(), "unreachable"}
+	}
+	addrs, f := []netip.Addr{dest.Addr}, (*failure)(nil)
+	if dest.Name != "" {
+		if addrs, f = st.dialer.lookupHost(ctx, dest.Name); f != nil {
+			return nil, f
+		}
+	}
+	why := ""
+	addrs = slices.DeleteFunc(addrs, func(a netip.Addr) bool {
+		reason, refused := st.policy.own.refuses(a, dest.Port)
+		if refused {
+			why = reason
+		}
+		return refused
+	})
+	if len(addrs) == 0 {
+		return nil, &failure{ResultDenied, why, "not allowed"}
+	}
+	return st.dialer.dialAny(ctx, addrs, dest.Port)
 }
 
 // serveInbound carries one stream from a peer to its target.

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -197,6 +198,65 @@ func TestServices(t *testing.T) {
 		}
 	}
 	n.log.want(t, "result=denied", "reason=service \"app\" does not allow peer \"eve\"")
+}
+
+// A service that leads back into this process is refused when it is dialed,
+// if only that tells.
+func TestServicesReachNothingOwn(t *testing.T) {
+	dir := t.TempDir()
+	admin, link := filepath.Join(dir, "admin.sock"), filepath.Join(dir, "link.sock")
+	newTarget(t, admin, echo)
+	own, other := newTarget(t, "", echo), newTarget(t, filepath.Join(dir, "other.sock"), echo)
+	if err := os.Symlink(dir, filepath.Join(dir, "link")); err != nil {
+		t.Fatal(err)
+	}
+	dns := &fakeDNS{}
+	dns.set("self.internal", "127.0.0.1")
+	dns.set("both.internal", "127.0.0.1", "192.0.2.1")
+	dials := &dialLog{}
+	cfg := Config{
+		Listeners:  []Listener{listenOn(t, KindForward, "127.0.0.1:0"), listenOn(t, KindForward, "unix:"+link), listenOn(t, KindForward, "unix:@"+link)},
+		Own:        []uint16{portOf(t, own)},
+		OwnSockets: []string{admin},
+		Resolve:    dns.resolve,
+		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+			if network == "unix" {
+				return (&net.Dialer{}).DialContext(ctx, network, address)
+			}
+			return dials.dial(ctx, network, address)
+		},
+	}
+	n := newNode(t, cfg, &fakeLink{})
+	_, ownPort, _ := net.SplitHostPort(own)
+	_, listenerPort, _ := net.SplitHostPort(n.addr(0))
+	for address, want := range map[string]mux.Status{
+		own:                                mux.StatusDenied,
+		"127.0.0.1:" + listenerPort:        mux.StatusDenied,
+		"127.0.0.9:" + listenerPort:        mux.StatusDenied,
+		"[::1]:" + ownPort:                 mux.StatusDenied,
+		"self.internal:" + ownPort:         mux.StatusDenied,
+		"both.internal:" + ownPort:         mux.StatusOK, // at the other address
+		"192.0.2.1:" + ownPort:             mux.StatusOK,
+		"unix:" + admin:                    mux.StatusDenied,
+		"unix:" + dir + "/link/admin.sock": mux.StatusDenied,
+		"unix:" + dir + "/link/link.sock":  mux.StatusDenied,
+		"unix:@" + link:                    mux.StatusDenied,
+		"unix:@none" + link:                mux.StatusRefused,
+		other:                              mux.StatusOK,
+	} {
+		cfg.Services = serviceAt(t, address)
+		if err := n.update(cfg); err != nil {
+			t.Fatal(err)
+		}
+		if got := askExit(t, n, "web", "app"); got.Status != want {
+			t.Errorf("%s: %v, want %v", address, got, want)
+		}
+		if d := dials.take(); d != "" && d != "192.0.2.1:"+ownPort {
+			t.Errorf("%s: dialed %s", address, d)
+		}
+	}
+	n.log.want(t, "via=service", "reason="+own+" is this process's own port")
+	n.log.want(t, "via=service", "reason=unix:"+admin+" is this process's own socket")
 }
 
 // This process's own ports are out of reach on every local address, whatever

@@ -5,8 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"os"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -126,7 +129,7 @@ func (p *Proxy) compile(cfg Config) (*state, error) {
 	for _, name := range cfg.Peers {
 		st.peers[name] = true
 	}
-	st.policy.own = p.isOwnPort
+	st.policy.own, st.policy.ownFile = p.isOwnPort, p.isOwnSocket
 	var old *names
 	if prev := p.state.Load(); prev != nil {
 		old = prev.names
@@ -490,6 +493,31 @@ func (p *Proxy) isOwnPort(port uint16) bool {
 		}
 	}
 	return false
+}
+
+// isOwnSocket reports whether this process listens on the unix socket, by
+// whatever path it is named.
+func (p *Proxy) isOwnSocket(path string) bool {
+	own := slices.Clone(p.state.Load().cfg.OwnSockets)
+	p.mu.Lock()
+	for _, l := range p.listeners {
+		for _, s := range l.socks {
+			if a, ok := s.Addr().(*net.UnixAddr); ok {
+				own = append(own, a.Name)
+			}
+		}
+	}
+	p.mu.Unlock()
+	return slices.ContainsFunc(own, func(o string) bool { return sameSocket(o, path) })
+}
+
+func sameSocket(a, b string) bool {
+	if a == b || strings.HasPrefix(a, "@") || strings.HasPrefix(b, "@") {
+		return a == b
+	}
+	sa, errA := os.Stat(a)
+	sb, errB := os.Stat(b)
+	return errA == nil && errB == nil && os.SameFile(sa, sb)
 }
 
 // check refuses a config that must not run. Config files get errors with line

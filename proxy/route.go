@@ -279,3 +279,42 @@ func (st *state) refusesDirect(a netip.Addr, port uint16) (string, bool) {
 	}
 	return fmt.Sprintf("%v is %s and no direct route names it literally", netip.AddrPortFrom(a, port), r.what), true
 }
+
+// A Caution is something about a route that is allowed and may surprise.
+type Caution struct {
+	Route int // its index
+	Text  string
+}
+
+// Cautions lists the routes by name or glob ahead of a direct one on the same
+// port: what stands between sealed and plaintext there is a lookup, or nothing.
+func Cautions(routes []Route) (out []Caution) {
+	for i, r := range routes {
+		for _, d := range routes[i+1:] {
+			if text := r.caution(d); text != "" {
+				out = append(out, Caution{i, text})
+				break
+			}
+		}
+	}
+	return out
+}
+
+func (r Route) caution(direct Route) string {
+	m, d := r.Match, direct.Match
+	if r.To.Direct || !direct.To.Direct || !m.sharesPort(d) {
+		return ""
+	}
+	switch {
+	case m.kind == matchName:
+		return fmt.Sprintf("%s goes by name, and %s after it is direct: what would go direct on such a port waits for a new lookup of %s, "+
+			"and is refused where that fails; a route by address needs none", m, d, m.host)
+	case m.kind == matchGlob && d.kind == matchAny:
+		return fmt.Sprintf("%s matches names only, and %s after it is direct: what an app asks for by address, as all do through a transparent listener, "+
+			"is refused on such a port, since nobody can know its name; write names or addresses here, or a CIDR there", m, d)
+	case m.kind == matchGlob && d.kind != matchGlob:
+		return fmt.Sprintf("%s matches names only, and %s after it is direct: what an app asks for by address, as all do through a transparent listener, "+
+			"goes out in plaintext there whatever its name; write names or addresses here", m, d)
+	}
+	return ""
+}

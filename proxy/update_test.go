@@ -427,3 +427,100 @@ func exhaustDescriptors(t *testing.T) (release func()) {
 		syscall.Setrlimit(syscall.RLIMIT_NOFILE, &old)
 	})
 }
+
+// A stream is kept or cut by the address that it was dialed at, which is not
+// always the first that its name has.
+func TestUpdateGoesByTheDialedAddress(t *testing.T) {
+	target := newTarget(t, "", echo)
+	dns := &fakeDNS{}
+	dns.set("two.internal", "10.0.0.1", "10.0.0.2")
+	cfg := Config{
+		Egress:  []EgressRule{egressFor(t, "web", "10.0.0.1:80", "10.0.0.2:80")},
+		Resolve: dns.resolve,
+		Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			if addr == "10.0.0.1:80" {
+				return nil, os.NewSyscallError("connect", syscall.ECONNREFUSED)
+			}
+			c, err := (&net.Dialer{}).DialContext(ctx, network, target)
+			return addressed{c, addr}, err
+		},
+	}
+	n := newNodes(t, Config{
+		Listeners: []Listener{listenOn(t, KindSOCKS5, "127.0.0.1:0")},
+		Routes:    []Route{routeTo(t, "*:*", Target{Peer: "db"})},
+	}, cfg)
+	open := func() net.Conn {
+		code, c := exchange(t, n.web.addr(0), socksRequest(1, "two.internal", 80))
+		if code != 0 {
+			t.Fatalf("reply %d", code)
+		}
+		say(t, c, "before")
+		return c
+	}
+	keep := open()
+	cfg.Egress = []EgressRule{egressFor(t, "web", "10.0.0.2:80")}
+	if err := n.db.update(cfg); err != nil {
+		t.Fatal(err)
+	}
+	say(t, keep, "after")
+	cfg.Egress = []EgressRule{egressFor(t, "web", "10.0.0.1:80")}
+	if err := n.db.update(cfg); err != nil {
+		t.Fatal(err)
+	}
+	wantReset(t, keep)
+}
+
+// What a reload takes away is cut even if it is only just being opened: by
+// the rules before, and after the reload has looked at what is open.
+func TestUpdateWhileOpening(t *testing.T) {
+	target := newTarget(t, "", echo)
+	dialing, dial := make(chan struct{}), make(chan struct{})
+	cfg := Config{
+		Peers:  []string{"web"},
+		Egress: []EgressRule{egressFor(t, "web", "10.0.0.1:*")},
+		Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			close(dialing)
+			<-dial
+			c, err := (&net.Dialer{}).DialContext(ctx, network, target)
+			return addressed{c, addr}, err
+		},
+	}
+	n := newNodes(t, Config{
+		Listeners: []Listener{listenOn(t, KindSOCKS5, "127.0.0.1:0")},
+		Routes:    []Route{routeTo(t, "*:*", Target{Peer: "db"})},
+	}, cfg)
+	c := dialTo(t, "tcp", n.web.addr(0))
+	io.WriteString(c, "\x05\x01\x00"+string(socksRequest(1, "10.0.0.1", 80)))
+	<-dialing
+	cfg.Egress = nil
+	if err := n.db.update(cfg); err != nil {
+		t.Fatal(err)
+	}
+	close(dial)
+	hear(t, c, "\x05\x00") // the method; a reply may come, then the end
+	wantReset(t, c)
+	n.db.log.want(t, "target=10.0.0.1:80", "result=cut", "reason=no longer allowed by the config")
+}
+
+// The same at the end of the app, whose peer the reload removes.
+func TestUpdateWhileOpeningHere(t *testing.T) {
+	dialing, dial := make(chan struct{}), make(chan struct{})
+	target := newTarget(t, "", echo)
+	cfg := Config{Peers: []string{"db"}, Listeners: []Listener{listenOn(t, KindForward, "127.0.0.1:0")}}
+	n := newNodes(t, cfg, Config{
+		Services: serviceAt(t, target),
+		Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			close(dialing)
+			<-dial
+			return (&net.Dialer{}).DialContext(ctx, network, addr)
+		},
+	})
+	c := dialTo(t, "tcp", n.web.addr(0))
+	<-dialing
+	if err := n.web.update(Config{Peers: []string{"other"}}); err != nil {
+		t.Fatal(err)
+	}
+	close(dial)
+	wantReset(t, c)
+	n.web.log.want(t, "result=cut", "reason=peer removed from the config")
+}

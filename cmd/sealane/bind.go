@@ -79,3 +79,15 @@ func portOf(l net.Listener) (uint16, bool) {
 	n, err := strconv.ParseUint(port, 10, 16)
 	return uint16(n), err == nil
 }
+
+// socketOf is the path of a listener's unix socket, if it has one.
+func socketOf(l net.Listener) (string, bool) {
+	if l == nil {
+		return "", false
+	}
+	a, ok := l.Addr().(*net.UnixAddr)
+	if !ok {
+		return "", false
+	}
+	return a.Name, true
+}

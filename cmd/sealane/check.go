@@ -29,6 +29,9 @@ func runCheck(p *process, in input) int {
 	if err != nil {
 		return p.badConfig(err)
 	}
+	for _, w := range c.Warnings {
+		fmt.Fprintln(p.stderr, w)
+	}
 	fmt.Fprintf(p.stdout, "%s is fine: %s, %s, %s, %s, %s\n", file, count(len(c.Peers), "peer"), count(len(c.Listeners), "listener"),
 		count(len(c.Routes), "route"), count(len(c.Services), "service"), count(len(c.Egress), "egress rule"))
 	return exitOK

@@ -100,7 +100,7 @@ func startNode(cfg *config.Config, log zerolog.Logger, options nodeOptions) (_ *
 	if admin != nil {
 		n.admin = startAdmin(admin, n)
 	}
-	n.warnOfNames(cfg)
+	n.warnOf(cfg)
 	n.logStart()
 	return n, nil
 }
@@ -187,6 +187,8 @@ func (n *node) proxyConfig(c *config.Config, own ...net.Listener) proxy.Config {
 	for _, l := range own {
 		if port, ok := portOf(l); ok {
 			p.Own = append(p.Own, port)
+		} else if path, ok := socketOf(l); ok {
+			p.OwnSockets = append(p.OwnSockets, path)
 		}
 	}
 	return p
@@ -215,10 +217,13 @@ func (n *node) linkResult(peer string, result mux.LinkResult) {
 	n.problems.Store(peer, problem)
 }
 
-// warnOfNames looks the peers' names up once, so that a misspelt one is
+// warnOf says what may surprise, and looks the peers' names up once, so that a misspelt one is
 // noticed. It is no error: the name may be known later, and is looked up anew
 // each time a link is dialed. Neither is a peer that cannot be linked to yet.
-func (n *node) warnOfNames(c *config.Config) {
+func (n *node) warnOf(c *config.Config) {
+	for _, w := range c.Warnings {
+		n.logger.Warn().Str("config", w.Error()).Msg("the config is allowed and may surprise")
+	}
 	for _, p := range c.Peers {
 		if len(p.Addresses) == 0 && c.Listen == (proxy.Endpoint{}) {
 			n.logger.Warn().Str("peer", p.Name).
@@ -348,7 +353,7 @@ func (n *node) adopt(next *config.Config, links, admin net.Listener) {
 	if oldAdmin != nil && admin != oldAdmin.listener {
 		oldAdmin.close()
 	}
-	n.warnOfNames(next)
+	n.warnOf(next)
 }
 
 // reloaded records and tells how a reload went.

@@ -56,6 +56,8 @@ type Config struct {
 	Limits   Limits
 	Timeouts Timeouts
 	Sandbox  Sandbox
+
+	Warnings []Error // what is allowed and may surprise, in the order of the file
 }
 
 // Limits bound what peers and apps can make this process hold.
@@ -172,6 +174,14 @@ type loader struct {
 	references []reference // to peers
 	keys       map[session.PublicKey]keyPlace
 	bound      map[proxy.Endpoint]position // addresses that this process listens on
+	targets    []target                    // of services
+	routes     []position                  // of Routes' matches
+}
+
+// A target is where a service leads, at a place of the config.
+type target struct {
+	to proxy.Endpoint
+	at position
 }
 
 // A reference is a mention of a peer by name.
@@ -288,7 +298,7 @@ func (l *loader) endpoint(n *node, name string) (proxy.Endpoint, bool) {
 func (l *loader) log(n *node) {
 	l.fields(n, "log",
 		field{"level", func(n *node) {
-			assign(&l.LogLevel)(l.choice(n, "log.level", "debug", "info", "warn", "error"))
+			assign(&l.LogLevel)(l.choice(n, "log.level", "trace", "debug", "info", "warn", "error"))
 		}, ""},
 		field{"format", func(n *node) { assign(&l.LogFormat)(l.choice(n, "log.format", "json", "console")) }, ""},
 	)
@@ -356,11 +366,53 @@ func (l *loader) crossCheck() {
 			l.fail(r.at, "no peer is named %q; the peers are %s", r.name, enumerate(l.names, "and"))
 		}
 	}
+	for _, t := range l.targets {
+		l.checkTarget(t)
+	}
+	l.warnOfDirect()
 	if l.Key == nil {
 		return
 	}
 	if own, ok := l.keys[l.Key.Public()]; ok {
 		l.fail(own.at, "this is the node's own key (identity); write the key of %s here", own.peer)
+	}
+}
+
+// checkTarget refuses a service that leads back into this process. What only
+// a lookup tells is refused when it is dialed.
+func (l *loader) checkTarget(t target) {
+	var first position
+	for e, at := range l.bound {
+		if leadsTo(t.to, e) && (first == position{} || at.line < first.line) {
+			first = at
+		}
+	}
+	if first != (position{}) {
+		l.fail(t.at, "address: this sidecar itself listens on %v (%v), so a service there would lead back into it; write the server's address", t.to, first)
+	}
+}
+
+// leadsTo says whether a connection to an address of this host may arrive at
+// a socket that is bound: for TCP its port decides, on whatever local address,
+// as it does for egress.
+func leadsTo(to, bound proxy.Endpoint) bool {
+	if to.Network != bound.Network || to.Network != "tcp" {
+		return to.Network == bound.Network && to.Network == "unix" && filepath.Clean(to.Address) == filepath.Clean(bound.Address)
+	}
+	host, port, err := net.SplitHostPort(to.Address)
+	boundHost, boundPort, boundErr := net.SplitHostPort(bound.Address)
+	if err != nil || boundErr != nil || port != boundPort {
+		return false
+	}
+	ip, err := netip.ParseAddr(host)
+	ip = ip.Unmap()
+	return host == boundHost || host == "localhost" || strings.HasSuffix(host, ".localhost") ||
+		err == nil && (ip.IsLoopback() || ip.IsUnspecified())
+}
+
+func (l *loader) warnOfDirect() {
+	for _, c := range proxy.Cautions(l.Routes) {
+		l.Warnings = append(l.Warnings, l.errorAt(l.routes[c.Route], "warning: route "+c.Text))
 	}
 }
 

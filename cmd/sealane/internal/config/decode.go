@@ -18,10 +18,11 @@ type decoder struct {
 }
 
 func (d *decoder) fail(at position, format string, args ...any) {
-	d.errs = append(d.errs, Error{
-		File: d.file, Line: at.line, Column: at.column, Variable: at.variable,
-		Message: fmt.Sprintf(format, args...),
-	})
+	d.errs = append(d.errs, d.errorAt(at, fmt.Sprintf(format, args...)))
+}
+
+func (d *decoder) errorAt(at position, message string) Error {
+	return Error{File: d.file, Line: at.line, Column: at.column, Variable: at.variable, Message: message}
 }
 
 // A field is one key that a mapping may have.

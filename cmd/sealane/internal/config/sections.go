@@ -115,7 +115,7 @@ func (l *loader) listener(n *node) {
 		field{"users", func(n *node) { l.some(n, "users", func(n *node) { l.user(n, &out) }) }, ""},
 		field{"proxy_protocol", func(n *node) { out.ProxyProtocol = l.boolean(n, "proxy_protocol") }, ""},
 		field{"mode", func(n *node) { assign(&out.Mode)(parsed(&l.decoder, n, "mode", parseMode)) }, ""},
-		field{"owner", func(n *node) { assign(&out.Owner)(l.text(n, "owner")) }, ""},
+		field{"owner", func(n *node) { assign(&out.Owner)(parsed(&l.decoder, n, "owner", proxy.ParseOwner)) }, ""},
 	)...)
 	if n.kind != mapping {
 		return
@@ -237,13 +237,16 @@ func (l *loader) peerName(n *node, name string) string {
 
 func (l *loader) route(n *node) {
 	var r proxy.Route
+	var at position
 	l.fields(n, "a route",
-		field{"match", func(n *node) { assign(&r.Match)(parsed(&l.decoder, n, "match", proxy.ParseMatch)) },
-			`match is missing; write the destinations, such as match: "*.internal:443"`},
+		field{"match", func(n *node) {
+			at = n.at
+			assign(&r.Match)(parsed(&l.decoder, n, "match", proxy.ParseMatch))
+		}, `match is missing; write the destinations, such as match: "*.internal:443"`},
 		field{"to", func(n *node) { r.To = l.target(n) },
 			"to is missing; say where the route leads: to: {peer: NAME} or to: direct"},
 	)
-	l.Routes = append(l.Routes, r)
+	l.Routes, l.routes = append(l.Routes, r), append(l.routes, at)
 }
 
 func (l *loader) service(n *node) {
@@ -256,8 +259,11 @@ func (l *loader) service(n *node) {
 			}
 		}, "name is missing; give the service the name that peers ask for, such as name: postgres"},
 		field{"address", func(n *node) {
-			e, _ := parsed(&l.decoder, n, "address", proxy.ParseEndpoint)
+			e, ok := parsed(&l.decoder, n, "address", proxy.ParseEndpoint)
 			s.Address = e.RelativeTo(l.dir)
+			if ok {
+				l.targets = append(l.targets, target{s.Address, n.at})
+			}
 		}, "address is missing; write where the service is, such as address: 127.0.0.1:5432"},
 		field{"allow", func(n *node) { s.Allow = l.allow(n) }, "allow is missing; list the peers that may use the service"},
 		field{"proxy_protocol", func(n *node) { s.ProxyProtocol = l.boolean(n, "proxy_protocol") }, ""},
