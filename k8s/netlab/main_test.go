@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/net/dns/dnsmessage"
 )
 
 // The programs under test are the real binary and Debian's clients and servers. The few that no package has are this
@@ -24,6 +26,8 @@ func TestMain(m *testing.M) {
 	switch os.Getenv("NETLAB_AS") {
 	case "http":
 		must(serveHTTP(os.Args[1], os.Args[2]))
+	case "dns":
+		must(serveDNS(os.Args[1], os.Args[2]))
 	case "late-answer":
 		must(lateAnswer(os.Args[1]))
 	case "ask-and-wait":
@@ -85,6 +89,58 @@ func serveHTTP(addr, text string) error {
 	}
 	fmt.Println("listening")
 	return http.Serve(ln, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, text) }))
+}
+
+// serveDNS answers questions for addresses over UDP by a file that it reads each time: lines of a name with its final dot
+// and an IPv4 address, or one line with an error: SERVFAIL, NXDOMAIN or SILENCE.
+func serveDNS(addr, file string) error {
+	c, err := net.ListenPacket("udp", addr)
+	if err != nil {
+		return err
+	}
+	fmt.Println("listening")
+	buf := make([]byte, 1500)
+	for {
+		n, from, err := c.ReadFrom(buf)
+		if err != nil {
+			return err
+		}
+		zone, err := os.ReadFile(file)
+		if err != nil {
+			return err
+		}
+		if answer := answerDNS(buf[:n], strings.Fields(string(zone))); answer != nil {
+			c.WriteTo(answer, from)
+		}
+	}
+}
+
+func answerDNS(question []byte, zone []string) []byte {
+	var m dnsmessage.Message
+	if m.Unpack(question) != nil || len(m.Questions) != 1 || zone[0] == "SILENCE" {
+		return nil
+	}
+	q := m.Questions[0]
+	fmt.Println("asked for", q.Name, q.Type)
+	m.Response, m.RecursionAvailable, m.RCode, m.Additionals = true, true, dnsmessage.RCodeNameError, nil
+	if zone[0] == "SERVFAIL" {
+		m.RCode = dnsmessage.RCodeServerFailure
+	}
+	for i := 0; i+1 < len(zone); i += 2 {
+		if zone[i] != q.Name.String() {
+			continue
+		}
+		m.RCode = dnsmessage.RCodeSuccess
+		if q.Type == dnsmessage.TypeA {
+			m.Answers = append(m.Answers, dnsmessage.Resource{
+				Header: dnsmessage.ResourceHeader{Name: q.Name, Type: q.Type, Class: q.Class, TTL: 1},
+				Body:   &dnsmessage.AResource{A: netip.MustParseAddr(zone[i+1]).As4()},
+			})
+		}
+	}
+	answer, err := m.Pack()
+	must(err)
+	return answer
 }
 
 // lateAnswer reads to the client's half-close, says nothing for as long as the client asked, and then answers.

@@ -13,6 +13,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -94,6 +95,22 @@ func (h *Host) Command(args ...string) *exec.Cmd {
 	cmd := exec.Command("ip", append([]string{"netns", "exec", h.name}, args...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	return cmd
+}
+
+// ResolveBy gives the host a resolv.conf of its own, for the programs that are started from now on.
+func (h *Host) ResolveBy(text string) {
+	h.t.Helper()
+	dir := filepath.Join("/etc/netns", h.name) // ip netns exec binds what is there over /etc
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		h.t.Fatal(err)
+	}
+	h.t.Cleanup(func() {
+		os.RemoveAll(dir)
+		os.Remove(filepath.Dir(dir)) // unless it holds something
+	})
+	if err := os.WriteFile(filepath.Join(dir, "resolv.conf"), []byte(text), 0o644); err != nil {
+		h.t.Fatal(err)
+	}
 }
 
 // Run runs a program on the host to its end and returns what it printed; its failure ends the test.
