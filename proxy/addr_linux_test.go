@@ -47,6 +47,8 @@ func addAddress(t *testing.T, s string) {
 	a := netip.MustParseAddr(s)
 	configure(t, unix.RTM_NEWADDR, []byte{familyOf(a), byte(a.BitLen()), unix.IFA_F_NODAD, 0, loopbackIndex, 0, 0, 0},
 		netlink.Attribute{Type: unix.IFA_LOCAL, Data: a.AsSlice()}, netlink.Attribute{Type: unix.IFA_ADDRESS, Data: a.AsSlice()})
+	// The kernel makes an IPv6 address's route a little later.
+	eventually(t, s+" leads here", func() bool { return leadsHere(a) })
 }
 
 // addRoute leads a prefix to loopback's interface: as a route of some type.

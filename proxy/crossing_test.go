@@ -227,9 +227,13 @@ func TestGlobAheadOfDirect(t *testing.T) {
 	dns := &fakeDNS{}
 	dns.set("other.example", "192.0.2.1")
 	dns.set("named.example", "192.0.2.9")
+	dns.set("short", "192.0.2.1")
+	dns.set("known", "192.0.2.8")
+	dns.set("localhost", "127.0.0.1")
 	c := newCrossroads(t, Config{
 		Routes: []Route{
 			routeTo(t, "*.internal:5432", Target{Peer: "db"}),
+			routeTo(t, "known:*", Target{Direct: true}),
 			routeTo(t, "10.0.0.0/8:*", Target{Direct: true}),
 			routeTo(t, "named.example:*", Target{Direct: true}),
 			routeTo(t, "*:*", Target{Direct: true}),
@@ -245,6 +249,11 @@ func TestGlobAheadOfDirect(t *testing.T) {
 	c.want(t, KindTransparent, "192.0.2.9:5432", "192.0.2.9:5432")
 	c.want(t, KindSOCKS5, "db.internal:5432", sealed)
 	c.want(t, KindSOCKS5, "other.example:5432", "192.0.2.1:5432")
+	// "short" may become short.internal by a search domain.
+	c.want(t, KindSOCKS5, "short:5432", "route *.internal:5432 comes before the direct one, and nobody can know whether short is completed to such a name")
+	c.want(t, KindSOCKS5, "short:5433", "192.0.2.1:5433")
+	c.want(t, KindSOCKS5, "known:5432", "192.0.2.8:5432")
+	c.want(t, KindSOCKS5, "localhost:5432", "127.0.0.1:5432")
 }
 
 // The name of a direct route, too, has only the addresses that it has now: an

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/sealane/sealane/mux"
@@ -78,6 +79,9 @@ func (st *state) cross(ctx context.Context, kind Kind, dest Destination) (int, *
 // direct route at index at, which matches the name: a route ahead of it is for
 // that address, or may be. Then none of the name's addresses is.
 func (st *state) mayCross(ctx context.Context, kind Kind, dest Destination, addrs []netip.Addr, at int) *failure {
+	if f := st.mayComplete(dest, addrs, at); f != nil {
+		return f
+	}
 	names := st.names.inquire()
 	for _, a := range addrs {
 		c := &crossing{
@@ -90,6 +94,23 @@ func (st *state) mayCross(ctx context.Context, kind Kind, dest Destination, addr
 		if i >= 0 && !c.routes[i].To.Direct {
 			return denied("%s has the address %v, which route %s ahead of the direct one leads to peer %s; write a route for %s before both",
 				dest.Name, a, c.routes[i].Match, c.routes[i].To.Peer, dest.Name)
+		}
+	}
+	return nil
+}
+
+// mayComplete says why a name without a dot must not be dialed by the direct
+// route at index at: the resolver completes it, with a search domain perhaps,
+// and a glob ahead of that route may be for what it makes of it.
+func (st *state) mayComplete(dest Destination, addrs []netip.Addr, at int) *failure {
+	outside := slices.ContainsFunc(addrs, func(a netip.Addr) bool { return !a.IsLoopback() })
+	if strings.Contains(dest.Name, ".") || st.cfg.Routes[at].Match.kind != matchAny || !outside {
+		return nil
+	}
+	for _, r := range st.cfg.Routes[:at] {
+		if r.Match.kind == matchGlob && !r.To.Direct && r.Match.matchesPort(dest.Port) {
+			return denied("route %s comes before the direct one, and nobody can know whether %s is completed to such a name; ask for the full name",
+				r.Match, dest.Name)
 		}
 	}
 	return nil

@@ -114,6 +114,12 @@ func TestNoPlaintextByDNS(t *testing.T) {
 		zone("db.internal. " + db4 + "\ndb.internal. " + other4)
 		check("after "+trouble, "10.2.0.4", true, true)
 	}
+	// The sandbox lets the kernel be asked which addresses are this host's: a port that this process listens on is only
+	// out of reach here.
+	l.db.Start(helper("http", ":1080", marker("curl"))...).Expect("listening", 10*time.Second)
+	if out, err, _ := l.plaintext(t, "http://"+other4+":1080/"); err != nil || !strings.Contains(out, marker("curl")) {
+		t.Errorf("an own port's number at another host: %v\n%s", err, out)
+	}
 	app.Expect("route db.internal:8080 comes before the direct one, and whether 10.2.0.4 is an address of db.internal is unknown: lookup db.internal", 5*time.Second)
 }
 
