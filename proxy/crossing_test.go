@@ -141,6 +141,24 @@ func TestStaleIsNotDirect(t *testing.T) {
 	}
 }
 
+// What leads to an address through NAT64 and its like is that address.
+func TestEmbeddedAddressesAreSealed(t *testing.T) {
+	dns := &fakeDNS{}
+	dns.set("db.internal", "10.0.0.5", "fd00::5")
+	dns.set("nat64.example", "64:ff9b::a01:1")
+	c := newCrossroads(t, Config{Routes: sealedThenDirect(t), Resolve: dns.resolve})
+	for _, kind := range routedKinds {
+		c.want(t, kind, "[64:ff9b::a01:1]:80", sealed)
+		c.want(t, kind, "[2002:a01:1::1]:80", sealed)
+		c.want(t, kind, "[64:ff9b::a00:5]:9002", sealed)
+		c.want(t, kind, "[64:ff9b::a00:9]:9002", "[64:ff9b::a00:9]:9002")
+		c.want(t, kind, "[64:ff9b::a00:9]:80", "[64:ff9b::a00:9]:80")
+	}
+	c.want(t, KindSOCKS5, "nat64.example:80", "nat64.example has the address 64:ff9b::a01:1, which route 10.1.0.0/16:*")
+	dns.fail, dns.failOnly = errors.New("broken"), "ip4"
+	c.want(t, KindSOCKS5, "[64:ff9b::a00:9]:9002", "is unknown: broken")
+}
+
 // An address that a name has no more goes direct after a time: it may be
 // somebody else's then.
 func TestAddressesAreForgotten(t *testing.T) {

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -313,23 +314,37 @@ func (q *inquiry) ask(f *family) *lookup {
 	return q.asked[f]
 }
 
-// begin starts the lookup that owns will wait for.
-func (q *inquiry) begin(host string, a netip.Addr) {
+// begin starts the lookups that owns will wait for.
+func (q *inquiry) begin(host string, addrs []netip.Addr) {
 	if h := q.names.hosts[host]; h != nil {
-		f, _ := h.of(a)
-		q.ask(f)
+		for _, a := range addrs {
+			f, _ := h.of(a)
+			q.ask(f)
+		}
 	}
 }
 
-// owns reports whether host has the address. Its error says why that is
+// owns reports whether host has one of the addresses. Its error says why that is
 // unknown: it is known only by a lookup that begins after the inquiry and does
 // not fail. That the name has no address at all is no answer: whoever can drop
 // answers may be able to give that one.
-func (q *inquiry) owns(ctx context.Context, host string, a netip.Addr) (bool, error) {
+func (q *inquiry) owns(ctx context.Context, host string, addrs []netip.Addr) (bool, error) {
 	h := q.names.hosts[host]
 	if h == nil {
 		return false, errors.New("it is never looked up")
 	}
+	var unknown error
+	for _, a := range addrs {
+		owns, err := q.ownsOne(ctx, h, a)
+		if owns {
+			return true, nil
+		}
+		unknown = cmp.Or(unknown, err)
+	}
+	return false, unknown
+}
+
+func (q *inquiry) ownsOne(ctx context.Context, h *hostAddrs, a netip.Addr) (bool, error) {
 	own, other := h.of(a)
 	addrs, err := q.ask(own).wait(ctx)
 	switch {

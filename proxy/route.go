@@ -123,18 +123,20 @@ func denied(format string, args ...any) *failure {
 // first returns the index of the first route for the address, or -1; or, where
 // that is a direct one, why it is unknown whether an earlier one matches.
 func (c *crossing) first(ctx context.Context) (int, *failure) {
+	addrs := c.addrs()
 	for _, r := range c.routes {
 		if host, ok := c.asks(r); ok {
-			c.names.begin(host, c.dest.Addr) // all at once
+			c.names.begin(host, addrs) // all at once
 		}
 	}
 	for i, r := range c.routes {
 		matches := r.Match.Matches(c.dest)
 		if host, ok := c.asks(r); ok {
-			owns, err := c.names.owns(ctx, host, c.dest.Addr)
+			owns, err := c.names.owns(ctx, host, addrs)
 			matches = owns
 			c.doubtName(r, host, err)
 		} else if !matches {
+			matches = !r.To.Direct && r.Match.matchesAddr(addrs[len(addrs)-1], c.dest.Port)
 			c.doubtGlob(r)
 		}
 		switch {
@@ -150,6 +152,16 @@ func (c *crossing) first(ctx context.Context) (int, *failure) {
 		}
 	}
 	return -1, c.doubt
+}
+
+// addrs holds the address and, behind it, one of IPv4 that it embeds: NAT64
+// and its like lead to that one.
+func (c *crossing) addrs() []netip.Addr {
+	addrs := []netip.Addr{c.dest.Addr}
+	if v4, _, ok := embedded(c.dest.Addr); ok {
+		addrs = append(addrs, v4)
+	}
+	return addrs
 }
 
 // asks returns the name whose addresses decide whether the route matches. A
