@@ -181,7 +181,7 @@ func TestMarkGoesPastTheRules(t *testing.T) {
 	l := newLab(t)
 	l.startHTTP()
 	l.mark = "0x1d00"
-	l.app.Run(redirect("up", "--except-uid", serverUID, "--mark", l.mark)...)
+	l.app.Run(redirect("up", "--except-uid", serverUID, "--mark", l.mark, "--sidecar-uid", sidecarUID)...)
 	l.startSidecars(t, db4+":7423")
 	for _, addr := range []string{db4, db6} {
 		if out, err := l.app.Try(clients[0].args(addr)...); err != nil || !strings.Contains(out, marker("curl")) {

@@ -18,11 +18,12 @@ import (
 
 const usage = `Usage:
   sealane redirect up [options]    install the rules, in place of any that are there, and prove that they work
-  sealane redirect down            remove them
+  sealane redirect down            cut the connections that were redirected, then remove the rules
   sealane redirect show            print the installed rules
 
 Sends TCP connections that programs in this network namespace open to the sidecar's transparent listener, for IPv4
 and IPv6. Connections to loopback, connections that were open before, and the sidecar's own are left alone.
+If up fails, the rules that were there are in force as before; if there were none, what would be caught is refused.
 Needs Linux 5.2 and the capability NET_ADMIN; the sidecar itself needs neither.
 
 Options of up:
@@ -32,6 +33,7 @@ Options of up:
   --except-ports LIST      do not catch these ports
   --except-cidrs LIST      do not catch these destinations
   --except-uid LIST        do not catch these users' connections: the sidecar's user, by number or name (default 7423)
+  --sidecar-uid LIST       let only these users answer on the port (default: those of --except-uid)
   --mark NUMBER            do not catch connections with this packet mark
   --guard-inbound LIST     drop TCP connections from outside to these ports of this host
   --probe-sources LIST     let these addresses reach the guarded ports all the same; the word gateway stands for
@@ -119,7 +121,7 @@ func runDown(args []string, stdout io.Writer) error {
 		return err
 	}
 	if found {
-		fmt.Fprintln(stdout, "the rules were removed: connections leave as the programs open them")
+		fmt.Fprintln(stdout, "the redirected connections were cut and the rules removed: connections leave as the programs open them")
 	} else {
 		fmt.Fprintln(stdout, "no rules were installed")
 	}
@@ -172,6 +174,7 @@ func parseUp(args []string) (o Options, dryRun bool, err error) {
 	set("except-ports", func(s string) (err error) { o.ExceptPorts, err = ParsePorts(s); return })
 	set("except-cidrs", func(s string) (err error) { o.ExceptCIDRs, err = ParseCIDRs(s); return })
 	set("except-uid", func(s string) (err error) { o.ExceptUIDs, err = parseUIDs(s); return })
+	set("sidecar-uid", func(s string) (err error) { o.SidecarUIDs, err = parseUIDs(s); return })
 	set("mark", func(s string) (err error) { o.Mark, err = parseMark(s); return })
 	set("guard-inbound", func(s string) (err error) { o.GuardInbound, err = ParsePorts(s); return })
 	set("probe-sources", func(s string) (err error) { o.ProbeSources, err = parseSources(s, gateways); return })

@@ -16,13 +16,27 @@ import (
 	"strings"
 )
 
-const stateListen = 0x0a // TCP_LISTEN in the kernel's tables
+// States of linux/tcp_states.h, as the kernel's tables have them.
+const (
+	stateFinWait1  = 0x04
+	stateTimeWait  = 0x06
+	stateClose     = 0x07
+	stateCloseWait = 0x08
+	stateLastAck   = 0x09
+	stateListen    = 0x0a
+	stateClosing   = 0x0b
+)
 
-// A socket is one row of /proc/net/tcp or tcp6.
+// A socket is one end of a TCP connection, or waits for one.
 type socket struct {
 	local, remote netip.AddrPort
 	state         byte
 	uid           uint32
+}
+
+// isConnection reports whether a program may still send or receive by the socket.
+func (s socket) isConnection() bool {
+	return s.state != stateListen && s.state != stateTimeWait && s.state != stateClose
 }
 
 // tcpSockets lists the TCP sockets of this network namespace.

@@ -38,6 +38,7 @@ type Options struct {
 	ExceptPorts  []PortRange
 	ExceptCIDRs  []netip.Prefix
 	ExceptUIDs   []uint32 // users whose connections are not caught
+	SidecarUIDs  []uint32 // users who may answer on the port; if empty, ExceptUIDs
 	Mark         uint32   // connections with this packet mark are not caught; if 0, marks are not looked at
 	GuardInbound []PortRange
 	ProbeSources []netip.Prefix // may reach the guarded ports from outside
@@ -55,12 +56,24 @@ func (o Options) Validate() error {
 		return errors.New("the port of the transparent listener is missing")
 	case len(o.ExceptUIDs) == 0 && o.Mark == 0:
 		return errors.New("nothing exempts the sidecar's own connections, they would come back to it: name its user or its mark")
+	case len(o.sidecarUIDs()) == 0:
+		return errors.New("nothing says who may answer on the port of the transparent listener: name the sidecar's user")
+	case o.Mark == 0 && !slices.ContainsFunc(o.sidecarUIDs(), func(u uint32) bool { return slices.Contains(o.ExceptUIDs, u) }):
+		return errors.New("the sidecar's own connections are not exempt, they would come back to it: except its user, or name its mark")
 	case len(o.ProbeSources) > 0 && len(o.GuardInbound) == 0:
 		return errors.New("probe sources mean nothing without guarded inbound ports")
 	case o.testPort() == 0:
 		return errors.New("nothing is left to catch: every port is excepted")
 	}
 	return nil
+}
+
+// sidecarUIDs lists the users who may answer on the port.
+func (o Options) sidecarUIDs() []uint32 {
+	if len(o.SidecarUIDs) > 0 {
+		return o.SidecarUIDs
+	}
+	return o.ExceptUIDs
 }
 
 // catches reports whether a connection to dst is redirected, if it leaves the namespace and nobody exempt opened it.

@@ -1,9 +1,11 @@
 package redirect
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -18,6 +20,10 @@ func (rs *ruleset) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "table inet %s {\n", rs.table.Name)
 	for _, s := range rs.sets {
+		if len(s.keys) > 0 {
+			fmt.Fprintf(&b, "\tset %s {\n\t\ttype %s\n\t\telements = { %s }\n\t}\n\n", s.nft.Name, s.nft.KeyType.Name, renderKeys(s.keys))
+			continue
+		}
 		fmt.Fprintf(&b, "\tset %s {\n\t\ttype %s\n\t\tflags interval\n\t\telements = { %s }\n\t}\n\n",
 			s.nft.Name, s.nft.KeyType.Name, renderIntervals(s))
 	}
@@ -35,6 +41,19 @@ func (rs *ruleset) String() string {
 	b.WriteString("}\n")
 	return b.String()
 }
+
+// counts differ from one moment to the next.
+var counts = regexp.MustCompile(`packets \d+ bytes \d+`)
+
+// otherNames are the names of sets that a later table has.
+var otherNames = regexp.MustCompile(`((?:set |@)\w+)` + other + `\b`)
+
+// canonical is String without what depends on what was there before.
+func (rs *ruleset) canonical() string {
+	return otherNames.ReplaceAllString(withoutCounts(rs.String()), "$1")
+}
+
+func withoutCounts(rules string) string { return counts.ReplaceAllString(rules, "packets 0 bytes 0") }
 
 // replacement is a script for nft that does what install does: put this table in place of whatever is there, at once.
 func (rs *ruleset) replacement() string {
@@ -56,6 +75,20 @@ func renderIntervals(s set) string {
 		} else {
 			parts[i] = renderAddresses(iv)
 		}
+	}
+	return strings.Join(parts, ", ")
+}
+
+// renderKeys writes what socket.key made.
+func renderKeys(keys [][]byte) string {
+	parts := make([]string, len(keys))
+	for i, k := range keys {
+		var ends []string
+		for end := range slices.Chunk(k, len(k)/2) {
+			a, _ := netip.AddrFromSlice(end[:len(end)-4])
+			ends = append(ends, fmt.Sprintf("%s . %d", a, binary.BigEndian.Uint16(end[len(end)-4:])))
+		}
+		parts[i] = strings.Join(ends, " . ")
 	}
 	return strings.Join(parts, ", ")
 }
@@ -87,31 +120,24 @@ func renderAddresses(iv interval) string {
 // loaded last is kept until its comparison comes.
 func renderRule(rule []expr.Any) string {
 	var words []string
-	var loaded string
-	var value func([]byte) string
+	var m match
 	var port uint16
 	for _, e := range rule {
 		switch e := e.(type) {
-		case *expr.Meta:
-			loaded, value = renderMeta(e.Key)
-		case *expr.Payload:
-			loaded, value = renderPayload(e)
-		case *expr.Bitwise:
-			loaded += fmt.Sprintf(" & (%s)", strings.ReplaceAll(renderFlags(e.Mask), ",", " | "))
+		case *expr.Meta, *expr.Payload, *expr.Ct, *expr.Bitwise:
+			m.load(e)
 		case *expr.Cmp:
-			op := ""
-			if e.Op == expr.CmpOpNeq {
-				op = "!= "
-			}
-			words = append(words, fmt.Sprintf("%s %s%s", loaded, op, value(e.Data)))
+			words = append(words, m.compare(e))
 		case *expr.Lookup:
-			words = append(words, fmt.Sprintf("%s @%s", loaded, e.SetName))
+			words = append(words, fmt.Sprintf("%s @%s", m.loaded, e.SetName))
 		case *expr.Counter:
 			words = append(words, fmt.Sprintf("counter packets %d bytes %d", e.Packets, e.Bytes))
 		case *expr.Immediate:
 			port = binary.BigEndian.Uint16(e.Data)
 		case *expr.Redir:
 			words = append(words, fmt.Sprintf("redirect to :%d", port))
+		case *expr.Reject:
+			words = append(words, "reject with tcp reset")
 		case *expr.Verdict:
 			words = append(words, map[expr.VerdictKind]string{expr.VerdictReturn: "return", expr.VerdictDrop: "drop"}[e.Kind])
 		default: // another program's rule in this table
@@ -119,6 +145,48 @@ func renderRule(rule []expr.Any) string {
 		}
 	}
 	return implied.Replace(strings.Join(words, " "))
+}
+
+// A match is what a rule has loaded to compare.
+type match struct {
+	loaded string
+	value  func([]byte) string // writes what it is compared with
+	states string              // of connection tracking: those that are asked for
+	equal  string              // the operator, where nft wants it to be said
+}
+
+func (m *match) load(e expr.Any) {
+	m.equal = ""
+	switch e := e.(type) {
+	case *expr.Meta:
+		m.loaded, m.value = renderMeta(e.Key)
+	case *expr.Payload:
+		before := m.loaded
+		m.loaded, m.value = renderPayload(e)
+		if e.DestRegister != 1 { // one more field of a key
+			m.loaded = before + " . " + m.loaded
+		}
+	case *expr.Ct:
+		m.loaded, m.value = "ct state", nil
+	case *expr.Bitwise:
+		if m.value == nil {
+			m.states = renderBits(binaryutil.NativeEndian.Uint32(e.Mask), stateNames)
+			return
+		}
+		m.loaded += fmt.Sprintf(" & (%s)", strings.ReplaceAll(m.value(e.Mask), ",", " | "))
+		m.equal = "== "
+	}
+}
+
+func (m *match) compare(e *expr.Cmp) string {
+	if m.value == nil {
+		return "ct state " + m.states
+	}
+	op := m.equal
+	if e.Op == expr.CmpOpNeq {
+		op = "!= "
+	}
+	return fmt.Sprintf("%s %s%s", m.loaded, op, m.value(e.Data))
 }
 
 // implied drops what nft adds by itself when it reads a field of a protocol.
@@ -153,22 +221,40 @@ func renderMeta(key expr.MetaKey) (name string, value func([]byte) string) {
 
 func renderPayload(p *expr.Payload) (name string, value func([]byte) string) {
 	for _, f := range fields {
-		if f.base == p.Base && f.offset == p.Offset && f.length == p.Len {
-			return f.name, renderFlags
+		if f.base != p.Base || f.offset != p.Offset || f.length != p.Len {
+			continue
 		}
+		switch f {
+		case tcpFlags:
+			return f.name, func(b []byte) string { return cmp.Or(renderBits(uint32(b[0]), flagNames), "0") }
+		case sport, dport:
+			return f.name, func(b []byte) string { return fmt.Sprint(binary.BigEndian.Uint16(b)) }
+		}
+		return f.name, func(b []byte) string { a, _ := netip.AddrFromSlice(b); return a.String() }
 	}
 	return fmt.Sprintf("[payload %d %d %d]", p.Base, p.Offset, p.Len), func(b []byte) string { return fmt.Sprintf("0x%x", b) }
 }
 
-func renderFlags(b []byte) string {
-	var names []string
-	for _, f := range []struct {
-		bit  byte
-		name string
-	}{{tcpFIN, "fin"}, {tcpSYN, "syn"}, {tcpRST, "rst"}, {tcpACK, "ack"}} {
-		if b[0]&f.bit != 0 {
-			names = append(names, f.name)
+// A bitName is how nft calls a bit.
+type bitName struct {
+	bit  uint32
+	name string
+}
+
+var (
+	flagNames  = []bitName{{tcpFIN, "fin"}, {tcpSYN, "syn"}, {tcpRST, "rst"}, {tcpACK, "ack"}}
+	stateNames = []bitName{
+		{expr.CtStateBitINVALID, "invalid"}, {expr.CtStateBitESTABLISHED, "established"}, {expr.CtStateBitRELATED, "related"},
+		{expr.CtStateBitNEW, "new"}, {expr.CtStateBitUNTRACKED, "untracked"},
+	}
+)
+
+func renderBits(bits uint32, names []bitName) string {
+	var set []string
+	for _, n := range names {
+		if bits&n.bit != 0 {
+			set = append(set, n.name)
 		}
 	}
-	return strings.Join(names, ",")
+	return strings.Join(set, ",")
 }

@@ -13,7 +13,7 @@ import (
 // everyOption uses every option once and has sets that overlap, touch and reach the last key.
 var everyOption = []string{
 	"--to", "15001", "--ports", "5432,8000-8999,8500-9001,9002,65535", "--cidrs", "10.0.0.0/8,10.1.0.0/16,192.0.2.0/25,192.0.2.128/26,224.0.0.0/3,fd00::/8,ff00::/8",
-	"--except-ports", "22", "--except-cidrs", "10.9.0.5,fd00::5", "--except-uid", "7423,100", "--mark", "0x1d00",
+	"--except-ports", "22", "--except-cidrs", "10.9.0.5,fd00::5", "--except-uid", "7423,100", "--sidecar-uid", "7423", "--mark", "0x1d00",
 	"--guard-inbound", "5432,6379", "--probe-sources", "10.9.0.254,fd09::fe",
 }
 
@@ -66,7 +66,7 @@ func TestMergeIntervals(t *testing.T) {
 	}
 }
 
-var dportSet = build(Options{To: 1, Ports: []PortRange{{1, 1}}}).sets[2].nft
+var dportSet = build(Options{To: 1, Ports: []PortRange{{1, 1}}}, nil).sets[2].nft
 
 func TestParseSockets(t *testing.T) {
 	const tcp = `  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode

@@ -157,51 +157,28 @@ func firstRouted(f family, dsts []netip.AddrPort) (netip.AddrPort, bool) {
 // A finalError is a failure that another attempt would not change.
 type finalError struct{ error }
 
-// proveRedirect connects to dst and sees the connection arrive at the listener's port instead: it listens there itself
-// or, where the port is taken (by the sidecar, when the rules are renewed beside it), asks the kernel who got it.
+// proveRedirect connects to dst and finds the connection among those of the listener's port instead: of a socket that
+// it opens there itself or, where the port is taken (by the sidecar, when the rules are renewed beside it), of that one.
+// The connection never comes about: its answer is discarded by the dialing socket or, if the listening one is of
+// somebody who may not answer on the port, by the rules. So nobody learns of it but the kernel.
 func proveRedirect(ctx context.Context, o Options, f family, dst netip.AddrPort) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, attemptTime)
 	defer cancel()
 	at := netip.AddrPortFrom(f.loopback, o.To)
+	by := at.String()
 	ln, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
-	if errors.Is(err, unix.EADDRINUSE) {
-		return proveBesideListener(ctx, o, f, dst)
-	}
-	if err != nil {
+	switch {
+	case err == nil:
+		defer ln.Close()
+	case errors.Is(err, unix.EADDRINUSE):
+		by = fmt.Sprintf("the process that listens on port %d", o.To)
+		if err := checkListener(o); err != nil {
+			return "", err
+		}
+	default:
 		return "", fmt.Errorf("listening on %s: %w", at, err)
 	}
-	defer ln.Close()
-	d, err := dial(o, f, dst, false)
-	if err != nil {
-		return "", err
-	}
-	defer d.close()
-	deadline, _ := ctx.Deadline()
-	if err := ln.SetDeadline(deadline); err != nil {
-		return "", fmt.Errorf("listening on %s: %w", at, err)
-	}
-	for {
-		c, err := ln.AcceptTCP()
-		if err != nil {
-			return "", fmt.Errorf("a connection to %s did not arrive at %s (%s)", dst, at, d.status())
-		}
-		from := c.RemoteAddr().(*net.TCPAddr).AddrPort()
-		// An app that is caught meanwhile must see a failure, not a clean end. Reset also leaves no port in TIME_WAIT.
-		c.SetLinger(0)
-		c.Close()
-		if from == d.local {
-			return fmt.Sprintf("a connection to %s arrived at %s", dst, at), nil
-		}
-	}
-}
-
-// proveBesideListener connects to dst and finds the connection among those of the process that listens on the port.
-// The dialing socket discards the answer, so the connection stays half open and that process never learns of it.
-func proveBesideListener(ctx context.Context, o Options, f family, dst netip.AddrPort) (string, error) {
-	if err := checkListener(o); err != nil {
-		return "", err
-	}
-	d, err := dial(o, f, dst, true)
+	d, err := dial(o, f, dst)
 	if err != nil {
 		return "", err
 	}
@@ -212,34 +189,37 @@ func proveBesideListener(ctx context.Context, o Options, f family, dst netip.Add
 			return "", err
 		}
 		for _, s := range sockets {
-			if s.local.Port() == o.To && s.remote == d.local {
-				return fmt.Sprintf("a connection to %s arrived at the process that listens on port %d", dst, o.To), nil
+			if s.local == at && s.remote == d.local {
+				return fmt.Sprintf("a connection to %s arrived at %s", dst, by), nil
 			}
 		}
 		select {
 		case <-time.After(retryPause):
 		case <-ctx.Done():
-			return "", fmt.Errorf("a connection to %s did not arrive at the process that listens on port %d", dst, o.To)
+			return "", fmt.Errorf("a connection to %s did not arrive at %s", dst, by)
 		}
 	}
 }
 
-// checkListener refuses a listener whose own connections would come back to it.
+// checkListener refuses a listener that is not the sidecar's. Sockets that the redirect does not lead to are nobody's
+// business: any user may open one at another address of loopback.
 func checkListener(o Options) error {
-	if o.Mark != 0 {
-		return nil
-	}
 	sockets, err := tcpSockets()
 	if err != nil {
 		return err
 	}
 	for _, s := range sockets {
-		if s.state == stateListen && s.local.Port() == o.To && !slices.Contains(o.ExceptUIDs, s.uid) {
-			return finalError{fmt.Errorf("the process that listens on port %d runs as user %d, whose connections are not exempt: "+
-				"they would come back to it; name that user with --except-uid", o.To, s.uid)}
+		if s.state == stateListen && s.local.Port() == o.To && isRedirectTarget(s.local.Addr()) && !slices.Contains(o.sidecarUIDs(), s.uid) {
+			return finalError{fmt.Errorf("the process that listens on port %d runs as user %d, which is not the sidecar's: if it is the "+
+				"sidecar, name that user with --except-uid, or with --mark and --sidecar-uid; if not, end it", o.To, s.uid)}
 		}
 	}
 	return nil
+}
+
+// isRedirectTarget reports whether a socket that listens on the address is sent what is redirected.
+func isRedirectTarget(a netip.Addr) bool {
+	return a.IsUnspecified() || slices.ContainsFunc(families, func(f family) bool { return f.loopback == a })
 }
 
 // A dialed socket is a connection attempt that the rules should catch.
@@ -248,8 +228,8 @@ type dialed struct {
 	local netip.AddrPort
 }
 
-// dial starts a connection to dst as a user that is not exempt. A deaf socket discards every answer.
-func dial(o Options, f family, dst netip.AddrPort, deaf bool) (*dialed, error) {
+// dial starts a connection to dst as a user that is not exempt, by a socket that discards every answer.
+func dial(o Options, f family, dst netip.AddrPort) (*dialed, error) {
 	var fd int
 	err := asCaughtUser(o, func() (err error) {
 		fd, err = unix.Socket(f.domain, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
@@ -259,13 +239,11 @@ func dial(o Options, f family, dst netip.AddrPort, deaf bool) (*dialed, error) {
 		return nil, fmt.Errorf("opening a socket: %w", err)
 	}
 	d := &dialed{fd: fd}
-	if deaf {
-		drop := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 0}}
-		program := &unix.SockFprog{Len: 1, Filter: &drop[0]}
-		if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, program); err != nil {
-			d.close()
-			return nil, fmt.Errorf("attaching a filter to a socket: %w", err)
-		}
+	deaf := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 0}}
+	program := &unix.SockFprog{Len: 1, Filter: &deaf[0]}
+	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, program); err != nil {
+		d.close()
+		return nil, fmt.Errorf("attaching a filter to a socket: %w", err)
 	}
 	if err := unix.Connect(fd, sockaddr(dst)); err != nil && err != unix.EINPROGRESS {
 		d.close()
@@ -278,17 +256,6 @@ func dial(o Options, f family, dst netip.AddrPort, deaf bool) (*dialed, error) {
 	}
 	d.local = addrPort(name)
 	return d, nil
-}
-
-// status says how the connection fared, for an error's text.
-func (d *dialed) status() string {
-	if errno, err := unix.GetsockoptInt(d.fd, unix.SOL_SOCKET, unix.SO_ERROR); err == nil && errno != 0 {
-		return unix.Errno(errno).Error()
-	}
-	if _, err := unix.Getpeername(d.fd); err == nil {
-		return "something else answered it"
-	}
-	return "nothing answered it"
 }
 
 func (d *dialed) close() {
