@@ -381,3 +381,37 @@ func TestConfigIsChecked(t *testing.T) {
 		}
 	}
 }
+
+// TestMemoryTakesOnlyTheLargest: once enough was reset the others go on.
+func TestMemoryTakesOnlyTheLargest(t *testing.T) {
+	const limit = 768 << 10
+	handler, streams := accepted()
+	a, b := pair(t, handler, nil, func(c *Config) { c.Memory = limit })
+	want := randomBytes(1, 64<<10)
+	var small []*Stream
+	for range 6 {
+		x := open(t, a, "b")
+		small = append(small, <-streams)
+		x.Write(want)
+		x.CloseWrite()
+	}
+	ended := make(chan error, 2)
+	for range 2 { // the first alone stays within the budget
+		x := open(t, a, "b")
+		<-streams
+		go func() {
+			_, err := io.Copy(x, endless{})
+			ended <- err
+		}()
+	}
+	var r *ResetError
+	if err := <-ended; !errors.As(err, &r) || r.Code != ResetOverloaded {
+		t.Fatal(err)
+	}
+	eventually(t, "the budget is kept", func() bool { used, _ := b.Unread(); return used <= limit })
+	for i, s := range small {
+		if got, err := io.ReadAll(s); err != nil || !bytes.Equal(got, want) {
+			t.Fatalf("stream %d: %d bytes, %v", i, len(got), err)
+		}
+	}
+}

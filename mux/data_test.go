@@ -257,3 +257,56 @@ func TestFiftyThousandStreams(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// A quitter is a LazyReader that has something, and resets its stream before it
+// can be sent.
+type quitter struct{ stream *Stream }
+
+func (q quitter) Read([]byte) (int, error) { panic("not lazy") }
+
+func (q quitter) ReadLazy(take func() [][]byte, drop func()) (n int, err error) {
+	for _, r := range take() {
+		n += len(r)
+	}
+	if n > maxChunk { // a whole burst
+		q.stream.Reset(ResetApp)
+	}
+	return n, nil
+}
+
+// TestResetGivesItsBuffersBack: however many streams end with something read
+// and not sent, the link has buffers for the next.
+func TestResetGivesItsBuffersBack(t *testing.T) {
+	a, _ := pair(t, func(in *Inbound) {
+		if s, err := in.Accept(); err == nil {
+			n, _ := io.Copy(io.Discard, s)
+			s.Write([]byte{byte(n)})
+			s.CloseWrite()
+		}
+	}, nil, nil)
+	for range 2 * linkBuffers {
+		s := open(t, a, "b")
+		if _, err := s.ReadFrom(quitter{s}); err == nil {
+			t.Fatal("not reset")
+		}
+	}
+	s := open(t, a, "b")
+	sent := make(chan error, 1)
+	go func() {
+		_, err := s.ReadFrom(bytes.NewReader(make([]byte, 100_007)))
+		s.CloseWrite()
+		sent <- err
+	}()
+	select {
+	case err := <-sent:
+		if err != nil {
+			t.Fatal(err)
+		}
+	case <-time.After(deadline):
+		t.Fatal("the link has no buffers left")
+	}
+	want := []byte{byte(100_007 & 0xff)}
+	if got, err := io.ReadAll(s); err != nil || !bytes.Equal(got, want) {
+		t.Fatal(got, err)
+	}
+}

@@ -50,7 +50,8 @@ func (e *ResetError) Error() string {
 	return "stream reset: " + e.Code.String()
 }
 
-// A DrainError says how many streams a drain had to cut.
+// A DrainError says how many streams did not finish in a drain: it had to cut
+// them, or their links ended before the peers had taken all.
 type DrainError struct{ Cut int }
 
 func (e *DrainError) Error() string {

@@ -98,7 +98,6 @@ type guard struct {
 	pings     map[uint32]time.Time
 	pongsDue  int
 	goneAway  bool      // the peer sent go away
-	left      bool      // this node sent go away
 	quick     time.Time // when requests or answers came last
 	company   bool      // that was a moment ago
 	synRate   bucket
@@ -129,6 +128,9 @@ type receiver interface {
 	takeData(bodies [][]byte) int
 	// take acts on any other event.
 	take(e event)
+	// over says that the flow is forgotten, and whether the peer has taken all
+	// that was sent there. It is called with mu held.
+	over(taken bool)
 }
 
 // An event is a frame, or a part of a DATA frame, that has arrived.
@@ -166,6 +168,7 @@ type flow struct {
 	deserted bool // remoteFin, once its stream knows
 
 	ended bool // END has come: no grants are due any more
+	taken bool // forgotten, and the peer has all that was sent
 	dead  bool // the stream was aborted: what still comes is dropped
 	to    receiver
 }
@@ -437,7 +440,7 @@ func (g *guard) outbound(h *yamuxHeader) bool {
 		f.localFin = true
 		f.closing = time.Now()
 		if f.remoteFin {
-			g.forget(f)
+			g.forget(f, true)
 		}
 	case h.flags == 0:
 		return false
@@ -470,24 +473,21 @@ func (g *guard) receiver(id uint32) receiver {
 	return nil
 }
 
-// finished tells whether the peer has finished the flow.
-func (g *guard) finished(f *flow) bool {
+// over tells whether a flow is forgotten, and whether the peer has taken all
+// that was sent there.
+func (g *guard) over(f *flow) (over, taken bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return f.remoteFin
+	return g.flows[f.id] != f, f.taken
 }
 
-// goAway tells the peer to open no more streams, once. yamux itself is not
-// told, as it would answer late SYNs from its read loop, where writing can
-// dead-lock two nodes that drain.
+// goAway tells the peer to open no more streams. yamux itself is not told, as
+// it would answer late SYNs from its read loop, where writing can dead-lock two
+// nodes that drain.
 func (g *guard) goAway() error {
 	defer g.conn.Flush()
 	g.writeMu.Lock()
 	defer g.writeMu.Unlock()
-	if g.left {
-		return nil
-	}
-	g.left = true
 	return g.queue(appendHeader(nil, yamuxGoAway, 0, 0, 0))
 }
 
@@ -551,6 +551,6 @@ func (g *guard) end() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, f := range g.flows {
-		g.forget(f)
+		g.forget(f, f.remoteFin)
 	}
 }

@@ -80,6 +80,8 @@ func (s *sponge) takeData(bodies [][]byte) int {
 
 func (s *sponge) take(event) {}
 
+func (s *sponge) over(bool) {}
+
 // script names headers in a short form: what a test's peer or yamux writes.
 func header(kind byte, flags uint16, id uint32, length int) string {
 	return string(appendHeader(nil, kind, flags, id, uint32(length)))
@@ -618,4 +620,45 @@ func TestGuardWakesFirst(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestGrantOnABusyLink: a grant for which there is no room now is made later,
+// and is not taken for made.
+func TestGrantOnABusyLink(t *testing.T) {
+	g, w := testGuard()
+	play(g, w, steps(in(syn(1)), out(ack(1)), in(data(1, initialWindow))))
+	f := g.flows[1]
+	w.text, w.full = "", true
+	g.freed(f, initialWindow)
+	granted := func() (sum int) {
+		g.writeMu.Lock()
+		defer g.writeMu.Unlock()
+		for _, text := range w.out() {
+			sum += int(parseHeader([]byte(text)).length)
+		}
+		return sum
+	}
+	eventually(t, "the peer may send again", func() bool { return granted() > 0 })
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if sum := granted(); sum != f.recvCredit {
+		t.Fatalf("granted %d, and %d are counted", sum, f.recvCredit)
+	}
+}
+
+// TestGuardWaitsForLateData: what the peer had under way when a stream was
+// reset is no violation for some time, even if a ping was answered meanwhile.
+func TestGuardWaitsForLateData(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, w := testGuard()
+		play(g, w, steps(in(syn(1)), out(ack(1), fin(1))))
+		time.Sleep(closeTimeout + time.Second)
+		g.sweep(time.Now())
+		for i := range 4 { // pings that were sent before lateAfterReset has passed
+			time.Sleep(time.Second)
+			if _, err := play(g, w, steps(out(ping(flagSYN, i)), in(ping(flagACK, i)+data(1, 5)))); err != nil {
+				t.Fatalf("%d s after the reset: %v", i+1, err)
+			}
+		}
+	})
 }

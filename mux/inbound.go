@@ -146,7 +146,7 @@ func (g *guard) inboundStream(f *flow, h yamuxHeader) error {
 	}
 	f.remoteFin = true
 	if ends&flagRST != 0 || f.localFin {
-		g.forget(f)
+		g.forget(f, true)
 	}
 	return nil
 }
@@ -190,12 +190,15 @@ func (g *guard) checkACK(f *flow, h yamuxHeader) error {
 	return nil
 }
 
-// forget removes a flow for which nothing more may come.
-func (g *guard) forget(f *flow) {
+// forget removes a flow for which nothing more may come. If the peer has ended
+// it, or answered what came behind, it has taken all that was sent there.
+func (g *guard) forget(f *flow, taken bool) {
 	if g.flows[f.id] != f {
 		return
 	}
 	delete(g.flows, f.id)
+	f.taken = taken
+	f.to.over(taken)
 	if f.acked {
 		return
 	}
@@ -247,7 +250,7 @@ func (g *guard) inboundPing(h yamuxHeader) error {
 func (g *guard) forgetReset(before time.Time) {
 	for _, f := range g.flows {
 		if !f.localRST.IsZero() && f.localRST.Before(before.Add(-lateAfterReset)) {
-			g.forget(f)
+			g.forget(f, true)
 		}
 	}
 }

@@ -51,9 +51,12 @@ type link struct {
 	requests chan *openRequest
 	gone     chan struct{} // closed when no more streams can be opened
 	retired  sync.Once     // closes gone
-	left     atomic.Bool   // the peer sent go away
-	dead     chan struct{} // closed when the link has ended
-	done     chan struct{} // closed when its goroutines have, too
+
+	leaveOnce sync.Once
+	left      atomic.Bool   // the peer sent go away
+	told      chan struct{} // closed when this node has, after leave
+	dead      chan struct{} // closed when the link has ended
+	done      chan struct{} // closed when its goroutines have, too
 
 	mu      sync.Mutex
 	err     error // why it ended
@@ -71,6 +74,7 @@ func newLink(p *peer, conn sealedConn, raw net.Conn, dialed bool, address string
 		dialed: dialed, address: address, since: time.Now(),
 		requests: make(chan *openRequest),
 		gone:     make(chan struct{}),
+		told:     make(chan struct{}),
 		dead:     make(chan struct{}),
 		done:     make(chan struct{}),
 		streams:  make(map[*Stream]struct{}),
@@ -157,9 +161,11 @@ func (l *link) fail(err error) {
 	l.conn.Abort(err)
 }
 
-// close ends the link with a sealed close.
+// close ends the link with a sealed close. Whoever calls it has waited for the
+// streams, or waits for nothing any more: what is queued gets a moment.
 func (l *link) close(err error) {
 	l.ended(err)
+	defer time.AfterFunc(l.mux.timing.closeGrace, func() { l.conn.Abort(err) }).Stop()
 	l.guard.closeConn()
 }
 
@@ -195,14 +201,17 @@ func (l *link) peerLeft() {
 }
 
 // leave makes the peer open no more streams here. Those on their way are
-// closed unanswered, which tells it to open them elsewhere.
+// closed unanswered, which, behind the go away, tells it to open them elsewhere.
 func (l *link) leave() {
-	go func() { // a congested link makes it wait
-		l.guard.goAway()
-		l.mu.Lock()
-		l.leaving = true
-		l.mu.Unlock()
-	}()
+	l.leaveOnce.Do(func() {
+		go func() { // a congested link makes it wait
+			l.guard.goAway()
+			l.mu.Lock()
+			l.leaving = true
+			l.mu.Unlock()
+			close(l.told)
+		}()
+	})
 }
 
 // add counts a stream; whoever calls it has room for one at the peer's limit.
@@ -216,19 +225,25 @@ func (l *link) add(s *Stream) {
 		s.linkEnded()
 	}
 	if s.Err() != nil {
-		l.remove(s) // it was over before it could be counted
+		l.remove(s, true) // it was over before it could be counted
 	}
 }
 
-func (l *link) remove(s *Stream) {
+// remove gives a stream's place back, once. Of one that has ended taken says
+// whether the peer has confirmed that.
+func (l *link) remove(s *Stream, taken bool) {
 	l.mu.Lock()
 	_, ok := l.streams[s]
 	delete(l.streams, s)
 	l.mu.Unlock()
-	if ok {
-		l.load.Add(-1)
-		l.peer.releaseStream()
+	if !ok {
+		return
 	}
+	if !taken {
+		l.mux.lost.Add(1) // before it may seem that all have finished
+	}
+	l.load.Add(-1)
+	l.peer.releaseStream()
 }
 
 func (l *link) snapshot() []*Stream {
@@ -275,8 +290,9 @@ func (l *link) opener() {
 func (l *link) openOne(frame []byte) (*Stream, error) {
 	ys, err := l.ys.OpenStream()
 	if err != nil {
-		// Dead, or out of ids after 2^31 streams.
+		// Dead, left by the peer, or out of ids after 2^31 streams.
 		l.retire()
+		l.guard.opened()
 		l.peer.releaseStream()
 		return nil, fmt.Errorf("%w: %w", errGoAway, err)
 	}
@@ -338,24 +354,9 @@ var errUnanswered = errors.New("stream ended unanswered")
 // request has the opener open a stream.
 func (l *link) request(ctx context.Context, frame []byte) (*Stream, error) {
 	r := &openRequest{frame: frame, result: make(chan openResult, 1)}
-	select {
-	case l.guard.opens <- struct{}{}:
-	case <-ctx.Done():
+	if err := l.hand(ctx, r); err != nil {
 		l.peer.releaseStream()
-		return nil, context.Cause(ctx)
-	case <-l.dead:
-		l.peer.releaseStream()
-		return nil, errGoAway
-	}
-	select {
-	case l.requests <- r:
-	case <-ctx.Done():
-		l.guard.opened()
-		l.peer.releaseStream()
-		return nil, context.Cause(ctx)
-	case <-l.dead:
-		l.peer.releaseStream()
-		return nil, errGoAway
+		return nil, err
 	}
 	// From here on the opener counts the stream.
 	select {
@@ -370,6 +371,34 @@ func (l *link) request(ctx context.Context, frame []byte) (*Stream, error) {
 			res.stream.abort(context.Cause(ctx), true)
 		}
 		return nil, context.Cause(ctx)
+	}
+}
+
+// hand gives a request to the opener, once it has a place among the streams
+// that wait for the peer's ACK. Whoever waits for one on a link that takes no
+// more streams may open its own elsewhere.
+func (l *link) hand(ctx context.Context, r *openRequest) error {
+	select {
+	case l.guard.opens <- struct{}{}:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-l.gone:
+		return errGoAway
+	case <-l.dead:
+		return errGoAway
+	}
+	select {
+	case l.requests <- r:
+		return nil
+	case <-ctx.Done():
+		l.guard.opened()
+		return context.Cause(ctx)
+	case <-l.gone:
+		l.guard.opened()
+		return errGoAway
+	case <-l.dead:
+		l.guard.opened()
+		return errGoAway
 	}
 }
 

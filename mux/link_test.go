@@ -232,7 +232,7 @@ func TestLoadedLinkIsNotDead(t *testing.T) {
 	timing := fastTiming()
 	timing.tick = 50 * time.Millisecond
 	b := newTimedNode(t, timing, kb, []Peer{{Name: "a", Keys: []session.PublicKey{ka.Public()}}}, func(c *Config) { c.Handler = handler })
-	slow := newSlowMiddle(t, b.addr)
+	slow := newSlowMiddle(t, b.addr, 3<<20)
 	a := newTimedNode(t, timing, ka, []Peer{{Name: "b", Keys: []session.PublicKey{kb.Public()}, Addresses: []string{slow}}}, nil)
 	x := open(t, a, "b")
 	go io.Copy(x, endless{})
@@ -246,8 +246,9 @@ func TestLoadedLinkIsNotDead(t *testing.T) {
 	x.Close()
 }
 
-// newSlowMiddle forwards 3 MB/s, from sockets that hold little.
-func newSlowMiddle(t testing.TB, target string) string {
+// newSlowMiddle forwards at most so many bytes a second each way, from sockets
+// that hold little.
+func newSlowMiddle(t testing.TB, target string, rate int) string {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -278,7 +279,7 @@ func newSlowMiddle(t testing.TB, target string) string {
 						return
 					}
 					select {
-					case <-time.After(5 * time.Millisecond):
+					case <-time.After(time.Duration(n) * time.Second / time.Duration(rate)):
 					case <-done:
 						return
 					}
@@ -755,4 +756,28 @@ func TestRefusedIsTriedElsewhere(t *testing.T) {
 	if n := asked[0].Load() + asked[1].Load() - before; n != 2 {
 		t.Errorf("with both refusing, %d were asked", n)
 	}
+}
+
+// TestResetBeforeACKTakesNoPlace: a peer that resets each stream before it has
+// acknowledged it does not use up the streams that may wait for that.
+func TestResetBeforeACKTakesNoPlace(t *testing.T) {
+	var kind atomic.Bool
+	n := rawResponder(t, nil, func(_ int, l *rawLink) {
+		l.each(func(h yamuxHeader, _ []byte) {
+			switch {
+			case h.flags != flagSYN:
+			case kind.Load():
+				l.answer(h.id)
+			default:
+				l.write(rst(h.id))
+			}
+		})
+	})
+	for range 2 * maxUnacked {
+		if _, err := n.Open(testContext(t), "raw", toEcho); err == nil {
+			t.Fatal("a stream that was reset is open")
+		}
+	}
+	kind.Store(true)
+	open(t, n, "raw").Close()
 }

@@ -117,17 +117,18 @@ func Limits() []Limit {
 
 // timing is what tests shorten.
 type timing struct {
-	tick                    time.Duration // the watchdog's and the pinger's
-	open                    time.Duration // an accepted stream's time to send OPEN
-	backoffMin, backoffMax  time.Duration
-	notFoundMin             time.Duration
-	notFoundMax             time.Duration
-	reading                 time.Duration // a reading slot
-	stalled, stalledAlike   time.Duration // a handshake that waits for its other end, see mayGo
-	silent                  time.Duration // a link that may be replaced by a new one
-	stagger                 time.Duration // between attempts at a peer's addresses
-	lookAgain               time.Duration // at a peer's addresses, for links to new ones
-	acceptBackoff, cutGrace time.Duration
+	tick                   time.Duration // the watchdog's and the pinger's
+	open                   time.Duration // an accepted stream's time to send OPEN
+	backoffMin, backoffMax time.Duration
+	notFoundMin            time.Duration
+	notFoundMax            time.Duration
+	reading                time.Duration // a reading slot
+	stalled, stalledAlike  time.Duration // a handshake that waits for its other end, see mayGo
+	silent                 time.Duration // a link that may be replaced by a new one
+	stagger                time.Duration // between attempts at a peer's addresses
+	lookAgain              time.Duration // at a peer's addresses, for links to new ones
+	acceptBackoff          time.Duration
+	cutGrace, closeGrace   time.Duration // for resets to be queued, for what is queued to go out
 }
 
 var defaultTiming = timing{
@@ -136,7 +137,7 @@ var defaultTiming = timing{
 	notFoundMin: 30 * time.Second, notFoundMax: 5 * time.Minute,
 	reading: 3 * time.Second, stalled: time.Second, stalledAlike: 3 * time.Second, silent: 5 * time.Second,
 	stagger: 250 * time.Millisecond, lookAgain: 30 * time.Second,
-	acceptBackoff: 5 * time.Millisecond, cutGrace: time.Second,
+	acceptBackoff: 5 * time.Millisecond, cutGrace: time.Second, closeGrace: 2 * time.Second,
 }
 
 // A Mux keeps the links of a node.
@@ -157,6 +158,7 @@ type Mux struct {
 	wg       sync.WaitGroup
 
 	streams    atomic.Int64
+	lost       atomic.Int64  // streams that ended here, and their link before the peer confirmed that
 	streamGone chan struct{} // has an element when a stream ended
 
 	mu        sync.Mutex
@@ -425,8 +427,9 @@ func (m *Mux) Leave() {
 	}
 }
 
-// Drain leaves, and waits until no stream is left or ctx ends. Then it closes
-// the Mux. A *DrainError says how many streams were cut.
+// Drain leaves, and waits until no stream is left or ctx ends. A stream that
+// has ended here is left until the peer has taken all of it. Then it closes the
+// Mux. A *DrainError says how many streams were cut, or lost with their links.
 func (m *Mux) Drain(ctx context.Context) error {
 	m.Leave()
 	m.mu.Lock()
@@ -435,13 +438,11 @@ func (m *Mux) Drain(ctx context.Context) error {
 	if closed {
 		return ErrClosed
 	}
-	cut := 0
-	for m.streams.Load() > 0 && cut == 0 {
-		select {
-		case <-m.streamGone:
-		case <-ctx.Done():
-			cut = m.cut()
-		}
+	before := m.lost.Load()
+	finished := m.finish(ctx)
+	cut := int(m.lost.Load() - before)
+	if !finished {
+		cut += m.cut()
 	}
 	if err := m.Close(); err != nil {
 		return err
@@ -452,12 +453,37 @@ func (m *Mux) Drain(ctx context.Context) error {
 	return nil
 }
 
-// cut resets all streams, and waits a little until the peers were told.
+// finish waits until all peers were told to open no more streams here, and
+// none is left. It returns false if ctx ended first. A link that closes before
+// its go away would fail the streams that are on their way.
+func (m *Mux) finish(ctx context.Context) bool {
+	for _, l := range m.allLinks() {
+		select {
+		case <-l.told:
+		case <-l.dead:
+		case <-ctx.Done():
+			return false
+		}
+	}
+	for m.streams.Load() > 0 {
+		select {
+		case <-m.streamGone:
+		case <-ctx.Done():
+			return false
+		}
+	}
+	return true
+}
+
+// cut resets all streams, and waits a little until the peers were told. It
+// counts those that nobody has aborted yet.
 func (m *Mux) cut() (n int) {
 	for _, l := range m.allLinks() {
 		for _, s := range l.snapshot() {
-			s.Reset(ResetShuttingDown)
-			n++
+			if s.Err() == nil {
+				s.Reset(ResetShuttingDown)
+				n++
+			}
 		}
 	}
 	deadline := time.After(m.timing.cutGrace)

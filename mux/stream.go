@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/yamux"
@@ -42,11 +43,12 @@ type Stream struct {
 	ys       *yamux.Stream // nil until attached
 	ending   bool          // END is being sent, or was
 	endSent  bool
-	endIn    bool  // END has arrived
-	endRead  bool  // all before it was read
-	cause    error // why the stream was aborted
-	finished bool  // both directions ended, or it was aborted
-	linkDead bool  // nothing more comes
+	endIn    bool        // END has arrived
+	endRead  bool        // all before it was read
+	cause    error       // why the stream was aborted
+	finished bool        // both directions ended, or it was aborted
+	closed   atomic.Bool // both ended: all that is due is the peer's FIN
+	linkDead bool        // nothing more comes
 	onAbort  []func()
 	cancel   context.CancelFunc // of the Inbound's context
 
@@ -266,13 +268,26 @@ func (s *Stream) finishLocked() bool {
 		return false
 	}
 	s.finished = true
+	s.onAbort = nil
 	return true
 }
 
-// finish closes the yamux stream of a stream whose directions have ended.
+// finish closes the yamux stream of a stream whose directions have ended. The
+// stream keeps its place until the peer's FIN says that all has arrived there:
+// END may only be queued yet (SPEC.md section 7).
 func (s *Stream) finish() {
+	s.closed.Store(true)
 	s.ys.Close()
-	s.release()
+	if over, taken := s.link.guard.over(s.flow); over {
+		s.link.remove(s, taken)
+	}
+}
+
+// over is receiver's.
+func (s *Stream) over(taken bool) {
+	if s.closed.Load() {
+		s.link.remove(s, taken)
+	}
 }
 
 // abort ends the stream with an error, once, drops what was not read, and
@@ -316,15 +331,7 @@ func (s *Stream) tearDown(cause error, tell bool) {
 	}
 	s.writeMu.Unlock()
 	s.ys.Close()
-	s.release()
-}
-
-// release gives the stream's place back.
-func (s *Stream) release() {
-	s.mu.Lock()
-	s.onAbort = nil
-	s.mu.Unlock()
-	s.link.remove(s)
+	s.link.remove(s, true)
 }
 
 // endContext ends the Inbound's context, if there is one.

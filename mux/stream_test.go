@@ -708,7 +708,11 @@ func TestFinWithData(t *testing.T) {
 	}
 	body := "\x03\x00\x00\x02hi" + string(appendEnd(nil, 2))
 	p.conn.Write([]byte(header(yamuxData, flagFIN, s.StreamID(), len(body)) + body))
-	eventually(t, "it has arrived", func() bool { return b.link.guard.finished(b.flow) })
+	eventually(t, "it has arrived", func() bool {
+		b.link.guard.mu.Lock()
+		defer b.link.guard.mu.Unlock()
+		return b.flow.remoteFin
+	})
 	if got, err := io.ReadAll(b); err != nil || string(got) != "hi" {
 		t.Fatalf("%q, %v", got, err)
 	}
@@ -741,5 +745,96 @@ func TestEndThatWaitsInVain(t *testing.T) {
 		}
 	case <-time.After(deadline):
 		t.Fatal("it waits on")
+	}
+}
+
+// TestFrameViolationsOfTheAccepter: what an accepter may not send either ends
+// the link, above all an END that counts what did not come.
+func TestFrameViolationsOfTheAccepter(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		rule container.Rule
+		sent string
+	}{
+		{"OPEN", RuleFrameOrder, string(rawOpen)},
+		{"a second OPENED", RuleFrameOrder, string(appendOpened(nil, StatusOK, ""))},
+		{"DATA after END", RuleFrameOrder, string(appendEnd(nil, 0)) + "\x03\x00\x00\x01x"},
+		{"END counts one too many", RuleFrameCount, "\x03\x00\x00\x01x" + string(appendEnd(nil, 2))},
+		{"END counts one too few", RuleFrameCount, "\x03\x00\x00\x01x" + string(appendEnd(nil, 0))},
+		{"END counts nothing", RuleFrameCount, string(appendEnd(nil, 1))},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			n := rawResponder(t, nil, func(_ int, l *rawLink) {
+				l.each(func(h yamuxHeader, _ []byte) {
+					if h.flags == flagSYN {
+						l.answer(h.id)
+						l.write(dataOf(h.id, []byte(c.sent)))
+					}
+				})
+			})
+			s, err := n.Open(testContext(t), "raw", toEcho)
+			if err == nil {
+				_, err = io.Copy(io.Discard, s)
+			}
+			if !errors.Is(err, ErrTruncated) {
+				t.Fatal(err)
+			}
+			eventually(t, "the violation is counted", func() bool { return n.Violations()[c.rule] > 0 })
+		})
+	}
+}
+
+// TestNothingFollowsATornFrame: a reset that finds a frame sent in part, as far
+// as the peer's grants went, sends no RESET behind it, though there may be room
+// by now: it would be read as the rest of that frame.
+func TestNothingFollowsATornFrame(t *testing.T) {
+	const part = 5
+	raw := make(chan string, 1)
+	n := rawResponder(t, nil, func(_ int, l *rawLink) {
+		got := ""
+		l.each(func(h yamuxHeader, body []byte) {
+			switch {
+			case h.flags == flagSYN:
+				l.answer(h.id)
+			case h.flags == flagFIN:
+				raw <- got
+				l.write(fin(h.id))
+			default:
+				got += string(body)
+			}
+		})
+	})
+	s := open(t, n, "raw")
+	g := s.link.guard
+	g.mu.Lock()
+	left := s.flow.sendCredit
+	g.mu.Unlock()
+	payload := left - part
+	for size := payload; size > 0; {
+		chunk := min(size-frameHeaderLen, maxChunk)
+		if rest := size - frameHeaderLen - chunk; rest > 0 && rest <= frameHeaderLen {
+			chunk -= 2 * frameHeaderLen
+		}
+		if _, err := s.Write(make([]byte, chunk)); err != nil {
+			t.Fatal(err)
+		}
+		size -= frameHeaderLen + chunk
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- s.CloseWrite() }()
+	eventually(t, "END is sent in part", func() bool { return g.credit(s.flow) == 0 })
+	// The peer's grant and the reset at one time: END waits no longer.
+	g.mu.Lock()
+	s.flow.dead = true
+	s.flow.sendCredit += 1000
+	g.mu.Unlock()
+	s.Reset(ResetApp)
+	if err := <-ended; err == nil {
+		t.Fatal("END was sent")
+	}
+	got := <-raw
+	want := string(appendEnd(nil, s.sent)[:part])
+	if got = got[len(got)-min(len(got), part):]; got != want {
+		t.Fatalf("the last bytes are %x, want %x", got, want)
 	}
 }

@@ -1,0 +1,219 @@
+package mux
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"testing"
+	"time"
+
+	"github.com/sealane/sealane/session"
+)
+
+// slowPair is pair over a link that carries rate bytes a second.
+func slowPair(t testing.TB, rate int, handler func(*Inbound)) (a, b *node) {
+	t.Helper()
+	ka, kb := newKey(t), newKey(t)
+	b = newNode(t, kb, []Peer{{Name: "a", Keys: []session.PublicKey{ka.Public()}}}, func(c *Config) { c.Handler = handler })
+	a = newNode(t, ka, []Peer{{Name: "b", Keys: []session.PublicKey{kb.Public()}, Addresses: []string{newSlowMiddle(t, b.addr, rate)}}}, nil)
+	return a, b
+}
+
+// answered opens streams whose requests have ended, and whose answers, of n
+// bytes each, have as well, as far as the answering node goes: most is queued.
+func answered(t *testing.T, a *node, streams chan *Stream, count, n int) (nears []*Stream, want []byte) {
+	t.Helper()
+	want = randomBytes(1, n)
+	var fars []*Stream
+	for range count {
+		near := open(t, a, "b")
+		far := <-streams
+		near.CloseWrite()
+		if _, err := io.ReadAll(far); err != nil {
+			t.Fatal(err)
+		}
+		nears, fars = append(nears, near), append(fars, far)
+	}
+	for _, far := range fars {
+		if _, err := far.Write(want); err != nil {
+			t.Fatal(err)
+		}
+		if err := far.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return nears, want
+}
+
+// TestDrainWaitsUntilThePeerHasIt: END that is only queued is no end.
+func TestDrainWaitsUntilThePeerHasIt(t *testing.T) {
+	handler, streams := accepted()
+	a, b := slowPair(t, 600<<10, handler)
+	nears, want := answered(t, a, streams, 8, 250<<10) // each may send 256 KiB at once
+	drained := make(chan error, 1)
+	go func() { drained <- b.Drain(testContext(t)) }()
+	for i, s := range nears {
+		if got, err := io.ReadAll(s); err != nil || !bytes.Equal(got, want) {
+			t.Fatalf("stream %d: %d bytes of %d, %v", i, len(got), len(want), err)
+		}
+	}
+	if err := <-drained; err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestDrainCountsWhatThePeerLacks: at its deadline a drain ends, and says how
+// many streams it cannot answer for.
+func TestDrainCountsWhatThePeerLacks(t *testing.T) {
+	handler, streams := accepted()
+	a, b := slowPair(t, 100<<10, handler)
+	answered(t, a, streams, 8, 250<<10)
+	ctx, cancel := context.WithTimeout(testContext(t), 100*time.Millisecond)
+	defer cancel()
+	begun := time.Now()
+	var d *DrainError
+	if err := b.Drain(ctx); !errors.As(err, &d) || d.Cut != 8 {
+		t.Fatal(err)
+	}
+	if took := time.Since(begun); took > 100*time.Millisecond+2*(b.timing.cutGrace+b.timing.closeGrace) {
+		t.Fatalf("the deadline passed %v ago", took)
+	}
+}
+
+// TestDrainCountsLostStreams: a stream is not finished because its link died.
+func TestDrainCountsLostStreams(t *testing.T) {
+	handler, streams := accepted()
+	a, b, m := pairThrough(t, handler)
+	near := open(t, a, "b")
+	far := <-streams
+	near.CloseWrite()
+	if _, err := io.ReadAll(far); err != nil {
+		t.Fatal(err)
+	}
+	m.freeze()
+	if err := far.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	drained := make(chan error, 1)
+	go func() { drained <- b.Drain(testContext(t)) }()
+	select {
+	case err := <-drained:
+		t.Fatalf("drained with an END on its way: %v", err)
+	case <-time.After(200 * time.Millisecond):
+	}
+	m.kill(0)
+	var d *DrainError
+	if err := <-drained; !errors.As(err, &d) || d.Cut != 1 {
+		t.Fatal(err)
+	}
+	if err := readError(t, near); !errors.Is(err, ErrTruncated) {
+		t.Fatal(err)
+	}
+}
+
+// TestReplacedLinkWaitsUntilThePeerHasIt: a link that another one replaces is
+// closed when its streams have arrived.
+func TestReplacedLinkWaitsUntilThePeerHasIt(t *testing.T) {
+	handler, streams := accepted()
+	a, b := slowPair(t, 800<<10, handler)
+	nears, want := answered(t, a, streams, 8, 250<<10)
+	old := nears[0].link
+	next := newKey(t)
+	if err := b.Update(Config{Session: session.Config{Key: next}, Peers: []Peer{{Name: "a", Keys: []session.PublicKey{a.key.Public()}}}}); err != nil {
+		t.Fatal(err)
+	}
+	for i, s := range nears {
+		if got, err := io.ReadAll(s); err != nil || !bytes.Equal(got, want) {
+			t.Fatalf("stream %d: %d bytes of %d, %v", i, len(got), len(want), err)
+		}
+	}
+	eventually(t, "the old link is closed", func() bool { return old.cause() != nil })
+}
+
+// A queueSpy sees what is queued on a session.
+type queueSpy struct {
+	*session.Conn
+	queued func(p []byte)
+}
+
+func (c *queueSpy) Queue(p []byte) error {
+	c.queued(p)
+	return c.Conn.Queue(p)
+}
+
+// TestGoAwayComesFirst: no stream is closed unanswered before the go away that
+// tells the peer to open it elsewhere.
+func TestGoAwayComesFirst(t *testing.T) {
+	a, b := pair(t, echo, nil, nil)
+	near, far := tcpPair(t)
+	peer := make(chan *session.Conn, 1)
+	go func() {
+		c, err := session.Initiate(testContext(t), near, b.key.Public(), session.Config{Key: a.key})
+		if err != nil {
+			t.Error(err)
+		}
+		peer <- c
+	}()
+	conn, err := session.Respond(testContext(t), far, b.config().Session)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var l *link
+	early := make(chan bool, 1)
+	spy := &queueSpy{conn, func(p []byte) {
+		if parseHeader(p).kind == yamuxGoAway {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			early <- l.leaving
+		}
+	}}
+	if l, err = newLink(b.peerByKey(a.key.Public()), spy, far, false, "a"); err != nil {
+		t.Fatal(err)
+	}
+	defer (<-peer).Abort(nil)
+	go l.run()
+	l.leave()
+	if <-early {
+		t.Error("streams are closed unanswered before the peer knows why")
+	}
+	<-l.told
+	l.fail(errTest)
+	<-l.done
+}
+
+// TestOpensLeaveWithTheLink: whoever waits for a place on a link whose peer
+// goes away does not wait on, however many they are.
+func TestOpensLeaveWithTheLink(t *testing.T) {
+	const opens = 3 * maxUnacked
+	waiting := make(chan struct{})
+	n := rawResponder(t, nil, func(i int, l *rawLink) {
+		syns := 0
+		l.each(func(h yamuxHeader, _ []byte) {
+			switch {
+			case h.flags != flagSYN:
+			case i > 0:
+				l.answer(h.id)
+			default:
+				if syns++; syns == maxUnacked {
+					<-waiting
+					l.write(away() + repeat(maxUnacked, func(i int) string { return rst(uint32(2*i + 1)) }))
+				}
+			}
+		})
+	})
+	done := make(chan error, opens)
+	for range opens {
+		go func() {
+			_, err := n.Open(testContext(t), "raw", toEcho)
+			done <- err
+		}()
+	}
+	eventually(t, "all are counted", func() bool { return n.streams.Load() == opens })
+	close(waiting)
+	for range opens {
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+}
