@@ -415,3 +415,45 @@ func TestMemoryTakesOnlyTheLargest(t *testing.T) {
 		}
 	}
 }
+
+// TestFewerLinks: a configuration with fewer links retires the others. Their
+// streams finish, no new ones come, and then they are closed.
+func TestFewerLinks(t *testing.T) {
+	a, b := pair(t, echo, func(c *Config) { c.Peers[0].Links = 4 }, nil)
+	links := func(n int) {
+		t.Helper()
+		cfg := a.config()
+		cfg.Peers[0].Links = n
+		if err := a.Update(cfg); err != nil {
+			t.Fatal(err)
+		}
+	}
+	up := func() int { return linkAddresses(a)[b.addr] }
+	eventually(t, "four links are up", func() bool { return up() == 4 })
+	var held []*Stream
+	for range 4 {
+		held = append(held, open(t, a, "b")) // one on each
+	}
+	links(1)
+	eventually(t, "one link takes streams", func() bool { return up() == 1 })
+	if n := len(a.allLinks()); n != 4 {
+		t.Fatalf("%d links of 4 that have streams", n)
+	}
+	for range 8 {
+		if s := open(t, a, "b"); !s.link.usable() {
+			t.Fatal("a new stream on a link that is to go")
+		} else {
+			s.Close()
+		}
+	}
+	for _, s := range held {
+		s.Write([]byte("x"))
+		s.CloseWrite()
+		if got, err := io.ReadAll(s); err != nil || string(got) != "x" {
+			t.Fatal(got, err)
+		}
+	}
+	eventually(t, "one link is left at both ends", func() bool { return len(a.allLinks()) == 1 && len(b.allLinks()) == 1 })
+	links(3)
+	eventually(t, "three links are up", func() bool { return up() == 3 })
+}

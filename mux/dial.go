@@ -108,7 +108,9 @@ func (p *peer) hold(l *link, slot int) (violated bool) {
 		p.spread()
 	}
 	for {
+		updated := p.dismiss(l, slot)
 		select {
+		case <-updated:
 		case <-look.C:
 			look.Reset(p.mux.timing.lookAgain)
 			if slot == 0 {
@@ -126,15 +128,32 @@ func (p *peer) hold(l *link, slot int) (violated bool) {
 	}
 }
 
+// dismiss retires the link of a spare slot whose address has another one: the
+// configuration asks for fewer links than it did. It goes when its streams
+// have. The channel is closed when there is a new configuration.
+func (p *peer) dismiss(l *link, slot int) (updated <-chan struct{}) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if slot >= max(1, p.cfg.Links) && p.doubled(l) {
+		l.replace() // with mu held, so that one of two stays
+	}
+	return p.updated
+}
+
+// doubled tells whether a link's address has another one that takes streams,
+// with mu held.
+func (p *peer) doubled(l *link) bool {
+	return slices.ContainsFunc(p.links, func(o *link) bool {
+		return o != l && o.dialed && o.address == l.address && o.usable()
+	})
+}
+
 // move replaces a link whose address has another one by a link to an address
 // that has none, if there is any. The old link goes when its streams have.
 func (p *peer) move(l *link) *link {
 	p.mu.Lock()
 	cfg := p.cfg
-	doubled := slices.ContainsFunc(p.links, func(o *link) bool {
-		return o != l && o.dialed && o.address == l.address && o.usable()
-	})
-	if !doubled || p.moving {
+	if !p.doubled(l) || p.moving {
 		p.mu.Unlock()
 		return nil
 	}
@@ -147,9 +166,7 @@ func (p *peer) move(l *link) *link {
 	if err != nil {
 		return nil
 	}
-	l.surplus.Store(true)
-	l.retire()
-	l.leave()
+	l.replace()
 	return moved
 }
 

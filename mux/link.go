@@ -200,6 +200,14 @@ func (l *link) peerLeft() {
 	l.retire()
 }
 
+// replace takes no more streams, and closes the link when those that there are
+// have finished.
+func (l *link) replace() {
+	l.surplus.Store(true)
+	l.retire()
+	l.leave()
+}
+
 // leave makes the peer open no more streams here. Those on their way are
 // closed unanswered, which, behind the go away, tells it to open them elsewhere.
 func (l *link) leave() {

@@ -305,9 +305,7 @@ func (m *Mux) apply(cfg Config) {
 func (m *Mux) replaceLinks() {
 	for _, p := range m.peers {
 		for _, l := range p.allLinks() {
-			l.surplus.Store(true)
-			l.retire()
-			l.leave()
+			l.replace()
 		}
 	}
 }

@@ -27,6 +27,7 @@ type peer struct {
 	cfg     Peer
 	links   []*link
 	changed chan struct{} // closed and replaced when links change
+	updated chan struct{} // and when cfg does
 	everUp  bool
 	slots   map[int]bool         // which dialing loops run
 	failed  map[string]time.Time // addresses that failed last time
@@ -43,7 +44,7 @@ func newPeer(m *Mux, name string) *peer {
 	ctx, cancel := context.WithCancel(m.ctx)
 	return &peer{
 		mux: m, name: name, ctx: ctx, cancel: cancel,
-		changed: make(chan struct{}), slots: make(map[int]bool), failed: make(map[string]time.Time),
+		changed: make(chan struct{}), updated: make(chan struct{}), slots: make(map[int]bool), failed: make(map[string]time.Time),
 	}
 }
 
@@ -51,6 +52,8 @@ func newPeer(m *Mux, name string) *peer {
 func (p *peer) update(cfg Peer) {
 	p.mu.Lock()
 	p.cfg = cfg
+	close(p.updated)
+	p.updated = make(chan struct{})
 	var gone []*link
 	for _, l := range p.links {
 		if !slices.Contains(cfg.Keys, l.conn.Peer()) {
