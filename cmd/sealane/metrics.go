@@ -42,8 +42,13 @@ type metrics struct {
 	peers sync.Map // of string to *traffic
 
 	mu    sync.Mutex
-	ended map[string]uint64 // connections by result
+	ended map[string]uint64      // connections by result
+	open  map[openSeries]float64 // what streamsOpen says
+	known map[string]bool        // peers that have series
 }
+
+// openSeries are the labels of a series of sealane_streams_open.
+type openSeries struct{ peer, via string }
 
 type traffic struct{ in, out atomic.Uint64 }
 
@@ -66,6 +71,8 @@ func newMetrics() *metrics {
 		limits:        counter("sealane_limit_refusals_total", "What was refused because of a limit of this node.", "limit"),
 		configReloads: counter("sealane_config_reloads_total", "Reloads of the config.", "result"),
 		ended:         make(map[string]uint64),
+		open:          make(map[openSeries]float64),
+		known:         make(map[string]bool),
 	}
 	m.registry.MustRegister(m.links, m.handshake, m.violations, m.streamsOpen, m.streams, m.limits, m.configReloads,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -85,13 +92,16 @@ func newMetrics() *metrics {
 }
 
 // setPeers makes every series of the peers start at zero, and ends those of
-// peers that are gone, so that labels stay bounded over reloads.
+// peers that are gone, so that labels stay bounded over reloads. What a peer
+// that is gone still has open stays counted until it is closed.
 func (m *metrics) setPeers(before, now []string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	keep := make(map[string]bool)
 	// "" stands for connections and links that no peer could be found for.
 	for _, peer := range append([]string{"", proxy.PeerDirect}, now...) {
-		keep[peer] = true
-		m.traffic(peer)
+		keep[peer], m.known[peer] = true, true
+		m.peers.LoadOrStore(peer, new(traffic))
 		for _, via := range vias {
 			m.streamsOpen.WithLabelValues(peer, via)
 			for _, result := range proxy.Results() {
@@ -109,41 +119,69 @@ func (m *metrics) setPeers(before, now []string) {
 			continue
 		}
 		gone := prometheus.Labels{"peer": peer}
+		delete(m.known, peer)
 		m.peers.Delete(peer)
-		m.streamsOpen.DeletePartialMatch(gone)
 		m.streams.DeletePartialMatch(gone)
 		m.links.DeletePartialMatch(gone)
+		for _, via := range vias {
+			m.setOpen(openSeries{peer, via}, 0)
+		}
 	}
 }
 
-func (m *metrics) traffic(peer string) *traffic {
-	if t, ok := m.peers.Load(peer); ok {
-		return t.(*traffic)
+// setOpen adds to a series of sealane_streams_open, with mu held, and ends it
+// if its peer is gone and nothing is left.
+func (m *metrics) setOpen(s openSeries, add float64) {
+	m.open[s] += add
+	if m.open[s] == 0 && !m.known[s.peer] {
+		delete(m.open, s)
+		m.streamsOpen.DeleteLabelValues(s.peer, s.via)
+		return
 	}
-	t, _ := m.peers.LoadOrStore(peer, new(traffic))
-	return t.(*traffic)
+	m.streamsOpen.WithLabelValues(s.peer, s.via).Set(m.open[s])
 }
 
 func (m *metrics) observeHandshake(d time.Duration) { m.handshake.Observe(d.Seconds()) }
 
 func (m *metrics) observeLimit(limit mux.Limit) { m.limits.WithLabelValues(string(limit)).Inc() }
 
-func (m *metrics) streamOpened(peer, via string) { m.streamsOpen.WithLabelValues(peer, via).Inc() }
-func (m *metrics) streamClosed(peer, via string) { m.streamsOpen.WithLabelValues(peer, via).Dec() }
+func (m *metrics) streamOpened(peer, via string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.setOpen(openSeries{peer, via}, 1)
+}
+
+func (m *metrics) streamClosed(peer, via string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.setOpen(openSeries{peer, via}, -1)
+}
 
 func (m *metrics) streamResult(peer, via string, result proxy.Result) {
-	m.streams.WithLabelValues(peer, via, string(result)).Inc()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.ended[string(result)]++
+	if m.known[peer] {
+		m.streams.WithLabelValues(peer, via, string(result)).Inc()
+	}
+}
+
+func (m *metrics) linkResult(peer string, result mux.LinkResult) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.known[peer] {
+		m.links.WithLabelValues(peer, string(result)).Inc()
+	}
 }
 
 func (m *metrics) moved(peer string, direction proxy.Direction, n int) {
-	t := m.traffic(peer)
-	if direction == proxy.In {
-		t.in.Add(uint64(n))
-	} else {
-		t.out.Add(uint64(n))
+	t, ok := m.peers.Load(peer)
+	switch {
+	case !ok: // gone
+	case direction == proxy.In:
+		t.(*traffic).in.Add(uint64(n))
+	default:
+		t.(*traffic).out.Add(uint64(n))
 	}
 }
 
@@ -160,8 +198,10 @@ func (m *metrics) results() map[string]uint64 {
 
 // carried are a peer's app bytes.
 func (m *metrics) carried(peer string) (in, out uint64) {
-	t := m.traffic(peer)
-	return t.in.Load(), t.out.Load()
+	if t, ok := m.peers.Load(peer); ok {
+		return t.(*traffic).in.Load(), t.(*traffic).out.Load()
+	}
+	return 0, 0
 }
 
 // handler answers scrapes.

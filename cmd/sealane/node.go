@@ -209,7 +209,7 @@ func (n *node) violation(peer string, rule session.Rule) {
 
 // linkResult counts an attempt at a link and keeps what went wrong, for people.
 func (n *node) linkResult(peer string, result mux.LinkResult) {
-	n.metrics.links.WithLabelValues(peer, string(result)).Inc()
+	n.metrics.linkResult(peer, result)
 	problem := linkProblems[result]
 	if problem != "" && result != mux.LinkViolation {
 		n.events.add(eventLink, peer, problem)
@@ -409,9 +409,9 @@ func (n *node) drain(ctx context.Context) int {
 	cut := n.proxy.Drain(ctx)
 	var left *mux.DrainError
 	if errors.As(n.mux.Drain(ctx), &left) {
-		// Each of these streams belongs to a connection, most of them to one
-		// that the proxy has cut.
-		cut = max(cut, left.Cut)
+		// These are not those of the connections that the proxy has cut, but of
+		// some that had finished here, and whose peer has not taken all.
+		cut += left.Cut
 	}
 	return cut
 }
