@@ -37,10 +37,7 @@ type LazyReader interface {
 // not end the stream then. It holds a buffer only while there is something in
 // it, if src is a LazyReader, and reads nothing that the peer has no room for.
 func (s *Stream) ReadFrom(src io.Reader) (total int64, err error) {
-	lazy, ok := src.(LazyReader)
-	if !ok {
-		lazy = Lazy(src)
-	}
+	lazy := Lazy(src)
 	b := burst{want: 1, pool: &s.link.buffers}
 	take, drop := b.take, b.drop
 	for {
@@ -168,8 +165,14 @@ func (s *Stream) send(b *burst, n int) error {
 	return nil
 }
 
-// Lazy makes any Reader a LazyReader. It waits with a buffer of its own.
-func Lazy(r io.Reader) LazyReader { return &eagerReader{Reader: r} }
+// Lazy makes any Reader a LazyReader, if it is none. It then waits with a
+// buffer of its own.
+func Lazy(r io.Reader) LazyReader {
+	if l, ok := r.(LazyReader); ok {
+		return l
+	}
+	return &eagerReader{Reader: r}
+}
 
 type eagerReader struct {
 	io.Reader

@@ -156,9 +156,9 @@ func (p *Proxy) listen(cfg *Config, lc *Listener) (*listener, error) {
 	case "unix":
 		err = l.listenUnix(lc)
 	default:
-		err = l.listenTCP(lc.Address.Address)
+		err = l.listenTCP(cfg, lc.Address.Address)
 		if err == nil && lc.Kind == KindTransparent {
-			err = l.listenOtherFamily(lc.Address.Address)
+			err = l.listenOtherFamily(cfg, lc.Address.Address)
 		}
 	}
 	if err != nil {
@@ -172,10 +172,14 @@ func (p *Proxy) listen(cfg *Config, lc *Listener) (*listener, error) {
 	return l, nil
 }
 
-func (l *listener) listenTCP(address string) error {
-	lc := net.ListenConfig{KeepAliveConfig: keepAlive}
-	lc.SetMultipathTCP(false) // a reset must be a TCP reset
-	s, err := lc.Listen(context.Background(), "tcp", address)
+func (l *listener) listenTCP(cfg *Config, address string) error {
+	listen := cfg.Listen
+	if listen == nil {
+		lc := net.ListenConfig{KeepAliveConfig: keepAlive}
+		lc.SetMultipathTCP(false) // a reset must be a TCP reset
+		listen = lc.Listen
+	}
+	s, err := listen(context.Background(), "tcp", address)
 	if err != nil {
 		return err
 	}
@@ -186,7 +190,7 @@ func (l *listener) listenTCP(address string) error {
 // listenOtherFamily takes the same port on the other family's loopback address:
 // the kernel redirects IPv4 connections to 127.0.0.1 and IPv6 ones to ::1. A
 // system without that family has nothing to redirect there.
-func (l *listener) listenOtherFamily(address string) error {
+func (l *listener) listenOtherFamily(cfg *Config, address string) error {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {
 		return err
@@ -199,7 +203,7 @@ func (l *listener) listenOtherFamily(address string) error {
 	if err != nil {
 		return err
 	}
-	err = l.listenTCP(net.JoinHostPort(other, port))
+	err = l.listenTCP(cfg, net.JoinHostPort(other, port))
 	if errors.Is(err, syscall.EAFNOSUPPORT) || errors.Is(err, syscall.EADDRNOTAVAIL) {
 		return nil
 	}

@@ -46,6 +46,10 @@ type Config struct {
 	// Dial connects to a checked address. If nil, a net.Dialer does.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 
+	// Listen binds a listener's TCP address. If nil, a net.ListenConfig does.
+	// Its connections are then none of the kernel's, and idle ones do not doze.
+	Listen func(ctx context.Context, network, address string) (net.Listener, error)
+
 	Log   zerolog.Logger
 	Hooks Hooks
 }

@@ -11,7 +11,8 @@ import (
 	"github.com/sealane/sealane/session/loan"
 )
 
-// socket is a connection to an app or a target: a *net.TCPConn or *net.UnixConn.
+// socket is a connection to an app or a target: a *net.TCPConn or *net.UnixConn,
+// or of Config.Listen or Dial. Those may be a mux.Sink and a mux.LazyReader.
 type socket interface {
 	net.Conn
 	syscall.Conn
@@ -77,7 +78,12 @@ func (c *conn) ReadLazy(take func() [][]byte, drop func()) (int, error) {
 
 // TryWrite is mux.Sink's: it writes what the socket takes of the
 // pieces without waiting.
-func (c *conn) TryWrite(pieces [][]byte) (int, error) { return c.wr.write(pieces) }
+func (c *conn) TryWrite(pieces [][]byte) (int, error) {
+	if s, ok := c.socket.(mux.Sink); ok {
+		return s.TryWrite(pieces)
+	}
+	return c.wr.write(pieces)
+}
 
 // reset ends the connection so that the app sees an error, never a clean end.
 //
@@ -96,7 +102,7 @@ func (c *conn) finish() {
 
 // setLinger makes a TCP socket's close a reset (0) or a proper end (-1).
 func setLinger(c net.Conn, seconds int) {
-	if t, ok := c.(*net.TCPConn); ok {
+	if t, ok := c.(interface{ SetLinger(int) error }); ok {
 		t.SetLinger(seconds)
 	}
 }

@@ -181,9 +181,11 @@ func (p *Proxy) Start() error {
 	}
 	p.started = true
 	p.spare.hold()
-	var err error
-	if p.poller, err = newPoller(); err == nil {
-		p.background.Go(p.poller.run)
+	if p.state.Load().cfg.Listen == nil {
+		var err error
+		if p.poller, err = newPoller(); err == nil {
+			p.background.Go(p.poller.run)
+		}
 	}
 	for _, l := range p.listeners {
 		l.serve()

@@ -92,6 +92,9 @@ func (h *handshake) conclude() *Conn {
 		done:      make(chan struct{}),
 	}
 	c.tx.init()
+	if h.cfg.batch > 0 {
+		c.tx.batch = h.cfg.batch
+	}
 	out, in := &c.tx.seal, &c.rx.open
 	sendSecret, receiveSecret := &h.k1, &h.k2
 	if !h.initiator {

@@ -100,6 +100,7 @@ type Config struct {
 
 	// What tests set.
 	preferChaCha func() bool // nil: chacha first where AES is not in hardware
+	batch        int         // 0: batchRecords
 	entropy      io.Reader   // nil: crypto/rand
 	multiplied   func()      // called for each X25519 scalar multiplication
 	encapsulate  func(*mlkem.EncapsulationKey768) (sharedKey, ciphertext []byte)

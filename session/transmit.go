@@ -74,6 +74,7 @@ type transmitter struct {
 	mu    sync.Mutex
 	work  sync.Cond // the flusher may have something to do
 	room  sync.Cond // the batch being filled was taken, or an end
+	batch int       // the most that fill takes
 	fill  []*Buffer
 	spare []*Buffer // empty; fill's array after the next swap
 	busy  bool      // somebody sends, and owns seal and out
@@ -92,6 +93,7 @@ type transmitter struct {
 
 func (t *transmitter) init() {
 	t.work.L, t.room.L = &t.mu, &t.mu
+	t.batch = batchRecords
 	t.fill = make([]*Buffer, 0, batchRecords)
 	t.spare = make([]*Buffer, 0, batchRecords)
 }
@@ -105,7 +107,7 @@ func (c *Conn) Write(p []byte) (int, error) {
 }
 
 // Queue puts p, which it copies, into the records that leave next. It blocks
-// while batchRecords of them wait. Somebody has to call Flush.
+// while a whole batch of them waits. Somebody has to call Flush.
 func (c *Conn) Queue(p []byte) error {
 	_, err := c.queue(p)
 	return err
@@ -138,7 +140,7 @@ func (c *Conn) TryQueue(p []byte) bool {
 	defer t.writing.Unlock()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.ended != nil || len(t.fill) == batchRecords && maxPlaintext-t.fill[batchRecords-1].end < len(p) {
+	if t.ended != nil || len(t.fill) == t.batch && maxPlaintext-t.fill[t.batch-1].end < len(p) {
 		return false
 	}
 	for len(p) > 0 {
@@ -162,7 +164,7 @@ func (c *Conn) QueueBuffer(b *Buffer, n int) error {
 	defer t.writing.Unlock()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for len(t.fill) == batchRecords && t.ended == nil {
+	for len(t.fill) == t.batch && t.ended == nil {
 		t.await()
 	}
 	if t.ended != nil {
@@ -177,7 +179,7 @@ func (c *Conn) QueueBuffer(b *Buffer, n int) error {
 // new one if that one is full.
 func (t *transmitter) add(p []byte) int {
 	if n := len(t.fill); n > 0 {
-		if m := t.fill[n-1].add(p); m > 0 || n == batchRecords {
+		if m := t.fill[n-1].add(p); m > 0 || n == t.batch {
 			return m
 		}
 	}
