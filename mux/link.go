@@ -84,7 +84,7 @@ func newLink(p *peer, conn sealedConn, raw net.Conn, dialed bool, address string
 		ended:  l.ended,
 		opened: func(f *flow) receiver { return newStream(l, f) },
 	})
-	l.buffers.init(linkBuffers)
+	l.buffers.init(p.mux.config().buffers)
 	l.guard.measured(conn.RTT())
 	l.lastRTT.Store(int64(conn.RTT()))
 	start := yamux.Server

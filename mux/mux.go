@@ -58,6 +58,8 @@ type Config struct {
 	Resolver func(ctx context.Context, host string) ([]netip.Addr, error)
 	// Dialer connects to an address. If nil, a net.Dialer does.
 	Dialer func(ctx context.Context, network, address string) (net.Conn, error)
+
+	buffers int // see Tune; 0: linkBuffers
 }
 
 // Hooks are called for metrics. Any may be nil. They must not block.
@@ -208,6 +210,7 @@ func (c Config) complete() (Config, error) {
 	setDefault(&c.Memory, 256<<20)
 	setDefault(&c.HandshakeTimeout, 10*time.Second)
 	setDefault(&c.DialTimeout, 10*time.Second)
+	setDefault(&c.buffers, linkBuffers)
 	if c.Handler == nil {
 		c.Handler = func(in *Inbound) { in.Refuse(StatusDenied, "") }
 	}

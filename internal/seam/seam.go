@@ -10,3 +10,9 @@ type Session struct {
 	// Batch is how many records gather while the ones before are sent.
 	Batch int
 }
+
+// Mux is for mux.Config's Tune. Zero leaves a value as it is.
+type Mux struct {
+	// Buffers is how many buffers the streams of a link may have read into.
+	Buffers int
+}

@@ -1,0 +1,231 @@
+package sim
+
+import (
+	"time"
+
+	"github.com/sealane/sealane/session"
+)
+
+// span is how long things begin to happen in a world.
+const span = 30 * time.Second
+
+// Generate makes the plan of a seed.
+func Generate(seed uint64) *Plan {
+	d := newDraw(seed, 1)
+	p := &Plan{Seed: seed, Proxy: d.chance(0.4), Net: generateNet(d)}
+	count := pick(d, 2, 2, 2, 3, 3, 4)
+	for i := range count {
+		p.Nodes = append(p.Nodes, generateNode(d, i, count))
+	}
+	generateLinks(d, p)
+	generateApps(d, p)
+	storm := d.chance(0.5)
+	if d.chance(0.5) {
+		generateStalls(d, p)
+	}
+	if storm {
+		generateFaults(d, p)
+	}
+	if d.chance(0.5) {
+		generateOps(d, p, storm)
+	}
+	if storm && d.chance(0.3) {
+		p.Nodes[d.IntN(count)].Memory = d.spread(128<<10, 8<<20)
+	}
+	return p
+}
+
+func generateNet(d draw) Net {
+	n := Net{
+		Latency: d.log(50 * time.Millisecond),
+		Buffer:  int(d.spread(4<<10, 1<<20)),
+		Pieces:  pick(d, PiecesWhole, PiecesTiny, PiecesEdges, PiecesEdges, PiecesMixed, PiecesMixed),
+		Late:    pick(d, 0, 0.02, 0.3),
+	}
+	if d.chance(0.4) {
+		n.Bandwidth = int(d.spread(500e3, 1e9))
+	}
+	return n
+}
+
+func generateNode(d draw, i, count int) Node {
+	n := Node{
+		Transform: pick(d, session.TransformJSON, session.TransformPacked, session.TransformPacked, session.TransformGzip),
+		ChaCha:    d.chance(0.3),
+		Memory:    256 << 20,
+		Links:     pick(d, 1, 1, 1, 2, 3),
+		Replicas:  1,
+	}
+	if d.chance(0.2) {
+		n.Padding = 8192
+	}
+	if d.chance(0.7) {
+		n.KeyRecords = uint64(d.spread(1, 50))
+	}
+	if d.chance(0.5) {
+		n.Batch = d.between(1, 32)
+	}
+	if d.chance(0.5) {
+		n.Buffers = d.between(8, 16)
+	}
+	if d.chance(0.2) {
+		n.Streams = d.between(2, 20)
+	}
+	if d.chance(0.15) {
+		n.Replicas = 2
+	}
+	return n
+}
+
+// generateLinks links every two nodes, one way or both.
+func generateLinks(d draw, p *Plan) {
+	for i := range p.Nodes {
+		for j := range i {
+			way := d.IntN(4)
+			if way != 1 {
+				p.Nodes[i].Dials = append(p.Nodes[i].Dials, j)
+			}
+			if way <= 1 {
+				p.Nodes[j].Dials = append(p.Nodes[j].Dials, i)
+			}
+		}
+	}
+	// A replica does not dial: its peers would not know which of two it is.
+	for i := range p.Nodes {
+		if len(p.Nodes[i].Dials) > 0 {
+			p.Nodes[i].Replicas = 1
+		}
+	}
+}
+
+// budget is how many bytes a world carries, about.
+const budget = 6 << 20
+
+func generateApps(d draw, p *Plan) {
+	count := d.between(1, 12)
+	left := int64(budget)
+	for range count {
+		a := generateApp(d, p)
+		a.Up.Length = min(a.Up.Length, left)
+		left -= a.Up.Length
+		a.Down.Length = min(a.Down.Length, left)
+		left -= a.Down.Length
+		p.add(a)
+	}
+	if d.chance(0.15) {
+		generateCrowd(d, p)
+	}
+}
+
+func (p *Plan) add(a App) {
+	a.ID = len(p.Apps)
+	p.Apps = append(p.Apps, a)
+}
+
+func generateApp(d draw, p *Plan) App {
+	from := d.IntN(len(p.Nodes))
+	to := (from + 1 + d.IntN(len(p.Nodes)-1)) % len(p.Nodes)
+	a := App{From: from, To: to, Start: d.upTo(span / 2), Target: TargetOK, Up: generateHalf(d), Down: generateHalf(d)}
+	switch d.IntN(12) {
+	case 0:
+		a.Target = TargetRefuses
+	case 1:
+		a.Target = TargetHangs
+	case 2:
+		a.Target = TargetSlow
+	}
+	if d.chance(0.25) {
+		a.Turns = d.between(1, 40)
+		a.Up.Length, a.Down.Length = min(a.Up.Length, 40<<10), min(a.Down.Length, 40<<10)
+	}
+	if d.chance(0.2) {
+		a.Reset = pick(d, Client, Server)
+		a.ResetAt = d.Int64N(a.Up.Length + a.Down.Length + 1)
+	}
+	return a
+}
+
+func generateHalf(d draw) Half {
+	h := Half{Length: d.spread(0, 2<<20), Lazy: d.chance(0.5), Sink: d.chance(0.5)}
+	if d.chance(0.3) {
+		h.Length = d.spread(1, 3000)
+	}
+	if d.chance(0.05) {
+		h.Length = 0
+	}
+	h.Chunk = int(d.spread(1, 256<<10))
+	h.Room = int(d.spread(1, 256<<10))
+	if h.Length > 2000 {
+		h.Chunk = max(h.Chunk, int(h.Length/300))
+		h.Room = max(h.Room, int(h.Length/300))
+	}
+	if d.chance(0.3) && h.Length > 0 {
+		h.PauseAt = d.Int64N(h.Length)
+		h.Pause = d.log(60 * time.Second)
+	}
+	if d.chance(0.3) {
+		h.EndAfter = d.log(20 * time.Second)
+	}
+	return h
+}
+
+// generateCrowd adds many short connections at once.
+func generateCrowd(d draw, p *Plan) {
+	like := generateApp(d, p)
+	count := d.between(20, 300)
+	for range count {
+		a := like
+		a.Up, a.Down = generateHalf(d), generateHalf(d)
+		a.Up.Length, a.Down.Length = d.spread(0, 400), d.spread(0, 400)
+		a.Up.Pause, a.Down.Pause = 0, 0
+		a.Start += d.upTo(time.Second)
+		a.Turns = 0
+		if d.chance(0.3) {
+			a.Target = pick(d, TargetOK, TargetRefuses)
+		}
+		if a.ResetAt = 0; d.chance(0.1) {
+			a.Reset = pick(d, Client, Server)
+		}
+		p.add(a)
+	}
+}
+
+func generateStalls(d draw, p *Plan) {
+	for range d.between(1, 5) {
+		f := generateFault(d, p, FaultStall)
+		f.For = d.log(2 * time.Second)
+		p.Faults = append(p.Faults, f)
+	}
+}
+
+func generateFault(d draw, p *Plan, kind FaultKind) Fault {
+	a := d.IntN(len(p.Nodes))
+	b := (a + 1 + d.IntN(len(p.Nodes)-1)) % len(p.Nodes)
+	return Fault{At: d.upTo(span), Kind: kind, A: a, B: b, Way: d.IntN(3), All: d.chance(0.3), For: d.log(60 * time.Second)}
+}
+
+func generateFaults(d draw, p *Plan) {
+	kinds := []FaultKind{
+		FaultStall, FaultCut, FaultCut, FaultHalfClose, FaultBlackHole, FaultDialFails, FaultDialHangs, FaultDialSplits,
+	}
+	if d.chance(0.2) {
+		kinds = append(kinds, FaultTamper, FaultTamper, FaultTamper)
+	}
+	for range d.between(1, 8) {
+		p.Faults = append(p.Faults, generateFault(d, p, pick(d, kinds...)))
+	}
+}
+
+func generateOps(d draw, p *Plan, storm bool) {
+	kinds := []OpKind{OpReload, OpRotate, OpDrain, OpDrain}
+	if storm {
+		kinds = append(kinds, OpRemove, OpForget, OpKill, OpKill)
+	}
+	for range d.between(1, 3) {
+		a := d.IntN(len(p.Nodes))
+		p.Ops = append(p.Ops, Op{
+			At: d.upTo(span), Kind: pick(d, kinds...), Node: a, Peer: (a + 1 + d.IntN(len(p.Nodes)-1)) % len(p.Nodes),
+			For: d.log(60 * time.Second),
+		})
+	}
+}

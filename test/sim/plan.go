@@ -1,0 +1,245 @@
+package sim
+
+import (
+	"encoding/json"
+	"math"
+	"math/rand/v2"
+	"time"
+)
+
+// A Plan is a world before it begins. Generate makes one of a seed; the shrinker
+// leaves parts of it out, and what it is left with can be kept as JSON.
+type Plan struct {
+	Note   string `json:",omitempty"` // of a kept one: what it found
+	Seed   uint64 // of all that is drawn while it runs
+	Proxy  bool   // apps connect to proxies, and proxies to targets
+	Net    Net
+	Nodes  []Node
+	Apps   []App
+	Faults []Fault
+	Ops    []Op
+}
+
+// Net is how the network is when nothing is wrong with it.
+type Net struct {
+	Latency   time.Duration // one way
+	Bandwidth int           // bytes per second of a direction; 0: any
+	Buffer    int           // bytes of a direction that are sent and not read
+	Pieces    Pieces
+	Late      float64 // the chance that the next piece comes later
+}
+
+// Pieces is how reads are cut.
+type Pieces string
+
+const (
+	PiecesWhole Pieces = "whole" // whatever is there
+	PiecesTiny  Pieces = "tiny"  // a few bytes
+	PiecesEdges Pieces = "edges" // at the edges of records and headers, and a byte beside them
+	PiecesMixed Pieces = "mixed" // of any size
+)
+
+// Node is a node's configuration.
+type Node struct {
+	Transform  string
+	Padding    int
+	ChaCha     bool
+	KeyRecords uint64 // records that a key seals; 0: the usual
+	Batch      int    // records that gather; 0: the usual
+	Buffers    int    // that a link's streams read into; 0: the usual
+	Memory     int64
+	Streams    int   // with one peer; 0: the usual
+	Links      int   // with each node that it dials
+	Dials      []int // nodes
+	Replicas   int   // processes behind its name, at least 1
+}
+
+// App is a connection from an app beside one node to an app beside another.
+type App struct {
+	ID       int
+	From, To int
+	Start    time.Duration
+	Target   Target
+	Up, Down Half  // from the client, and to it
+	Turns    int   // request and response alternate, that many times; 0: both at once
+	Reset    Party // resets the connection
+	ResetAt  int64 // once it has written and read so many bytes
+}
+
+// Target is what meets a connection at its end.
+type Target string
+
+const (
+	TargetOK      Target = "ok"
+	TargetRefuses Target = "refuses"
+	TargetHangs   Target = "hangs" // and never answers
+	TargetSlow    Target = "slow"  // answers late
+)
+
+// Party is an end of an app's connection.
+type Party string
+
+const (
+	Nobody Party = ""
+	Client Party = "client"
+	Server Party = "server"
+)
+
+// Half is one direction of a connection.
+type Half struct {
+	Length   int64
+	Lazy     bool          // the writer has the stream read from it
+	Chunk    int           // bytes that are written together, at most
+	Sink     bool          // the reader has the stream write to it
+	Room     int           // bytes that are read together, at most
+	PauseAt  int64         // the reader stops there
+	Pause    time.Duration // for so long
+	EndAfter time.Duration // all is written; then comes the end
+}
+
+// Fault is something that the network does between two nodes.
+type Fault struct {
+	At   time.Duration
+	Kind FaultKind
+	A, B int           // nodes
+	Way  int           // of a connection: 0 towards who accepted it, 1 back, 2 both
+	All  bool          // connections between them; or else one
+	For  time.Duration // it lasts so long
+}
+
+// FaultKind is what happens.
+type FaultKind string
+
+const (
+	FaultStall      FaultKind = "stall"      // bytes are late
+	FaultCut        FaultKind = "cut"        // reset, at both ends
+	FaultHalfClose  FaultKind = "half-close" // an end that nobody sent
+	FaultBlackHole  FaultKind = "black hole" // bytes vanish
+	FaultTamper     FaultKind = "tamper"     // one byte is another
+	FaultDialFails  FaultKind = "dial fails"
+	FaultDialHangs  FaultKind = "dial hangs"
+	FaultDialSplits FaultKind = "dial cut" // connects, and is cut in the handshake
+)
+
+// Op is something that an operator does to a node.
+type Op struct {
+	At   time.Duration
+	Kind OpKind
+	Node int
+	Peer int           // of OpRemove
+	For  time.Duration // until the second part of it
+}
+
+// OpKind is what is done.
+type OpKind string
+
+const (
+	OpReload OpKind = "reload"  // the same configuration
+	OpRemove OpKind = "remove"  // a peer, and add it again
+	OpRotate OpKind = "rotate"  // the node's key; peers know both
+	OpForget OpKind = "forget"  // OpRotate, and peers drop the old key
+	OpDrain  OpKind = "drain"   // and restart
+	OpKill   OpKind = "kill -9" // and restart
+)
+
+func (p *Plan) String() string {
+	b, _ := json.MarshalIndent(p, "", "\t")
+	return string(b)
+}
+
+// gentle says that the fault ends no link.
+func (f *Fault) gentle() bool { return f.Kind == FaultStall && f.For <= 2*time.Second }
+
+// gentle says that the op ends no connection.
+func (o *Op) gentle() bool { return o.Kind == OpReload || o.Kind == OpRotate || o.Kind == OpDrain }
+
+// smallMemory is a budget that connections may be reset for.
+const smallMemory = 16 << 20
+
+// calm says that nothing in the world is a reason for a connection to fail.
+func (p *Plan) calm() bool {
+	for i := range p.Faults {
+		if !p.Faults[i].gentle() {
+			return false
+		}
+	}
+	for i := range p.Ops {
+		if !p.Ops[i].gentle() {
+			return false
+		}
+	}
+	for i := range p.Nodes {
+		if p.Nodes[i].Memory < smallMemory {
+			return false
+		}
+	}
+	return true
+}
+
+// tampers says that bytes are changed on the way.
+func (p *Plan) tampers() bool {
+	for i := range p.Faults {
+		if p.Faults[i].Kind == FaultTamper {
+			return true
+		}
+	}
+	return false
+}
+
+// rotates says that a node changes its key.
+func (p *Plan) rotates() bool {
+	for i := range p.Ops {
+		if p.Ops[i].Kind == OpRotate || p.Ops[i].Kind == OpForget {
+			return true
+		}
+	}
+	return false
+}
+
+// mayFailToOpen says that a connection may be refused although its target
+// answers.
+func (p *Plan) mayFailToOpen(a *App) bool {
+	for i := range p.Nodes {
+		if n := p.Nodes[i].Streams; n > 0 && n < 2*len(p.Apps) {
+			return true
+		}
+	}
+	for i := range p.Ops {
+		if o := &p.Ops[i]; o.Kind == OpDrain && (o.Node == a.From || o.Node == a.To) {
+			return true
+		}
+	}
+	return false
+}
+
+// A draw is a random source with what plans and worlds draw of it.
+type draw struct{ *rand.Rand }
+
+// newDraw makes the source of one part of a world: what one part draws changes
+// nothing for the others.
+func newDraw(seed uint64, part uint64) draw {
+	return draw{rand.New(rand.NewPCG(seed, part*0x9e3779b97f4a7c15+1))}
+}
+
+func (d draw) chance(p float64) bool { return d.Float64() < p }
+
+// between is from low to high, both possible.
+func (d draw) between(low, high int) int { return low + d.IntN(high-low+1) }
+
+// spread is from low to high, small ones as likely as large ones.
+func (d draw) spread(low, high int64) int64 {
+	if low >= high {
+		return low
+	}
+	l, h := math.Log(float64(max(low, 1))), math.Log(float64(high)+1)
+	return min(high, max(low, int64(math.Exp(l+d.Float64()*(h-l)))))
+}
+
+func (d draw) upTo(t time.Duration) time.Duration { return time.Duration(d.Int64N(int64(t) + 1)) }
+
+// log is a time of any order of magnitude up to t.
+func (d draw) log(t time.Duration) time.Duration {
+	return time.Duration(d.spread(int64(time.Microsecond), int64(t)))
+}
+
+func pick[T any](d draw, of ...T) T { return of[d.IntN(len(of))] }
