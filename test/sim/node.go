@@ -124,7 +124,10 @@ func (n *node) muxConfig(p *process) mux.Config {
 	cfg.Session.Key = n.key
 	n.mu.Unlock()
 	cfg.Session.Transform, cfg.Session.Padding = n.plan.Transform, n.plan.Padding
-	cfg.Session.Tune(seam.Session{PreferChaCha: n.plan.ChaCha, KeyRecords: n.plan.KeyRecords, Batch: n.plan.Batch})
+	if n.plan.KeyRecords > 0 {
+		cfg.Session.RekeyRecords = n.plan.KeyRecords + 2 // room for a rekey and a close
+	}
+	cfg.Session.Tune(seam.Session{PreferChaCha: n.plan.ChaCha, Batch: n.plan.Batch})
 	cfg.Tune(seam.Mux{Buffers: n.plan.Buffers})
 	return cfg
 }
