@@ -20,9 +20,9 @@ func slowPair(t testing.TB, rate int, handler func(*Inbound)) (a, b *node) {
 	return a, b
 }
 
-// answered opens streams whose requests have ended, and whose answers, of n
+// answeredStreams opens streams whose requests have ended, and whose answers, of n
 // bytes each, have as well, as far as the answering node goes: most is queued.
-func answered(t *testing.T, a *node, streams chan *Stream, count, n int) (nears []*Stream, want []byte) {
+func answeredStreams(t *testing.T, a *node, streams chan *Stream, count, n int) (nears []*Stream, want []byte) {
 	t.Helper()
 	want = randomBytes(1, n)
 	var fars []*Stream
@@ -50,7 +50,7 @@ func answered(t *testing.T, a *node, streams chan *Stream, count, n int) (nears 
 func TestDrainWaitsUntilThePeerHasIt(t *testing.T) {
 	handler, streams := accepted()
 	a, b := slowPair(t, 600<<10, handler)
-	nears, want := answered(t, a, streams, 8, 250<<10) // each may send 256 KiB at once
+	nears, want := answeredStreams(t, a, streams, 8, 250<<10) // each may send 256 KiB at once
 	drained := make(chan error, 1)
 	go func() { drained <- b.Drain(testContext(t)) }()
 	for i, s := range nears {
@@ -68,7 +68,7 @@ func TestDrainWaitsUntilThePeerHasIt(t *testing.T) {
 func TestDrainCountsWhatThePeerLacks(t *testing.T) {
 	handler, streams := accepted()
 	a, b := slowPair(t, 100<<10, handler)
-	answered(t, a, streams, 8, 250<<10)
+	answeredStreams(t, a, streams, 8, 250<<10)
 	ctx, cancel := context.WithTimeout(testContext(t), 100*time.Millisecond)
 	defer cancel()
 	begun := time.Now()
@@ -117,7 +117,7 @@ func TestDrainCountsLostStreams(t *testing.T) {
 func TestReplacedLinkWaitsUntilThePeerHasIt(t *testing.T) {
 	handler, streams := accepted()
 	a, b := slowPair(t, 800<<10, handler)
-	nears, want := answered(t, a, streams, 8, 250<<10)
+	nears, want := answeredStreams(t, a, streams, 8, 250<<10)
 	old := nears[0].link
 	next := newKey(t)
 	if err := b.Update(Config{Session: session.Config{Key: next}, Peers: []Peer{{Name: "a", Keys: []session.PublicKey{a.key.Public()}}}}); err != nil {
