@@ -51,7 +51,8 @@ func commands() []*command {
 			name: "check", run: runCheck,
 			summary: "check a config file",
 			details: "Reads the config and every file that it names, and prints each error with its line and\n" +
-				"column. Exits 78 if there is one. It touches no network.",
+				"column. Exits 78 if there is one. Warnings are of what is allowed and may surprise. It\n" +
+				"touches no network.",
 			options: []option{config},
 		},
 		{

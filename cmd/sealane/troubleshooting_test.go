@@ -141,6 +141,8 @@ func configTroubles(t *testing.T) []string {
 		"identity: node.key\nlisteners: [{socks5: \":1080\"}]",
 		"identity: node.key\nadmin: :7424",
 		"identity: node.key\nadmin: 127.0.0.1:1\nlisten: 127.0.0.1:1",
+		"identity: node.key\nlisten: :7423\nservices: [{name: s, address: \"127.0.0.1:7423\", allow: [x]}]",
+		"identity: node.key\nlisteners: [{socks5: \"unix:s\", owner: \"nosuch:grp\"}]",
 		peer + "identity: node.key\negress: [{allow: [db], match: [\"*.internal\", \"2130706433:80\"]}]",
 	} {
 		write(t, filepath.Join(dir, "sealane.yaml"), config+"\n", 0o644)
@@ -270,7 +272,12 @@ listeners:
   - {forward: "127.0.0.1:0", to: {peer: away, service: any}}
   - {socks5: "127.0.0.1:0"}
   - {socks5: "127.0.0.1:0", users: [{name: app, password_file: password}]}
-routes: [{match: "*:8080-8081", to: {peer: far}}]
+routes:
+  - {match: "*:8080-8081", to: {peer: far}}
+  - {match: "no-such-host.invalid:8082", to: {peer: far}}
+  - {match: "*.internal:8083", to: {peer: far}}
+  - {match: "127.0.0.0/8:8084", to: {peer: far}}
+  - {match: "*:8082-8084", to: direct}
 `, farKey.Public(), far.waitFor("started", 1)["listen"], newKey(t).Public())
 	write(t, filepath.Join(dir, "password"), "secret\n", 0o600)
 	near := startSidecar(t, dir)
@@ -286,8 +293,11 @@ routes: [{match: "*:8080-8081", to: {peer: far}}]
 	knock(bound[4], socks("127.0.0.1", 8080))
 	knock(bound[4], socks("10.0.0.1", 8081))
 	knock(bound[4], socks("example.org", 25))
+	knock(bound[4], socks("192.0.2.1", 8082))
+	knock(bound[4], socks("192.0.2.1", 8083))
+	knock(bound[4], socks("localhost", 8084))
 	knock(bound[5], socks("example.org", 8080)) // which asks for a password
-	near.waitFor("connection refused", 8)
+	near.waitFor("connection refused", 11)
 	far.waitFor("connection refused", 5)
 	return append(near.said(), far.said()...)
 }
