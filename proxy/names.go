@@ -85,7 +85,7 @@ type lookup struct {
 func (p *Proxy) newNames(st *state, old *names) *names {
 	n := &names{
 		ctx: p.ctx, lookups: &p.background, resolve: st.cfg.Resolve,
-		timeout: min(nameTimeout, st.dialTimeout()/2), hosts: make(map[string]*hostAddrs),
+		timeout: lookupTimeout(st.dialTimeout()), hosts: make(map[string]*hostAddrs),
 	}
 	if n.resolve == nil {
 		n.resolve = p.resolver.lookup
@@ -103,6 +103,12 @@ func (p *Proxy) newNames(st *state, old *names) *names {
 		n.hosts[host] = &hostAddrs{family{host: host, network: "ip4"}, family{host: host, network: "ip6"}}
 	}
 	return n
+}
+
+// lookupTimeout lets a connection outlive a lookup that hangs and its own
+// behind that one, without giving up on a slow answer.
+func lookupTimeout(dial time.Duration) time.Duration {
+	return min(nameTimeout, max(dial/2, 2*time.Second))
 }
 
 // aheadOfDirect reports whether a connection that the route at index i does

@@ -204,3 +204,31 @@ func TestRefusals(t *testing.T) {
 		t.Errorf("%d refusals, the last %+v", len(got), got[0])
 	}
 }
+
+// What is remembered of a name has a bound, and the latest stays.
+func TestRememberedAddressesAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var f family
+		a := netip.MustParseAddr("10.0.0.1")
+		var last netip.Addr
+		for range 2 * maxSeen {
+			last, a = a, a.Next()
+			f.remember([]netip.Addr{last})
+			time.Sleep(time.Millisecond)
+		}
+		if len(f.seen) > maxSeen {
+			t.Errorf("%d remembered", len(f.seen))
+		}
+		if _, ok := f.sinceSeen(last); !ok {
+			t.Error("the latest is forgotten")
+		}
+		time.Sleep(nameMemory)
+		if _, ok := f.sinceSeen(last); ok {
+			t.Error("remembered for too long")
+		}
+		f.remember([]netip.Addr{a})
+		if len(f.seen) != 1 {
+			t.Errorf("%d remembered after that", len(f.seen))
+		}
+	})
+}
