@@ -407,7 +407,16 @@ func leadsTo(to, bound proxy.Endpoint) bool {
 	ip, err := netip.ParseAddr(host)
 	ip = ip.Unmap()
 	return host == boundHost || host == "localhost" || strings.HasSuffix(host, ".localhost") ||
-		err == nil && (ip.IsLoopback() || ip.IsUnspecified())
+		err == nil && (ip.IsLoopback() || ip.IsUnspecified() || isInterface(ip))
+}
+
+// isInterface says whether an interface of this host has the address.
+func isInterface(ip netip.Addr) bool {
+	addrs, err := net.InterfaceAddrs()
+	return err == nil && slices.ContainsFunc(addrs, func(a net.Addr) bool {
+		n, ok := a.(*net.IPNet)
+		return ok && n.IP.Equal(ip.AsSlice())
+	})
 }
 
 func (l *loader) warnOfDirect() {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"flag"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -488,4 +489,24 @@ func checkUsable(t *testing.T, c *Config) {
 		t.Fatal(err)
 	}
 	p.Close()
+}
+
+// A service leads into this sidecar by every address of this host.
+func TestServiceAtOwnAddress(t *testing.T) {
+	addrs, err := net.InterfaceAddrs()
+	if err != nil || len(addrs) == 0 {
+		t.Skipf("this host has no address: %v", err)
+	}
+	bound := proxy.Endpoint{Network: "tcp", Address: "0.0.0.0:7423"}
+	for _, a := range addrs {
+		host := a.(*net.IPNet).IP.String()
+		for port, want := range map[string]bool{"7423": true, "7424": false} {
+			if got := leadsTo(proxy.Endpoint{Network: "tcp", Address: net.JoinHostPort(host, port)}, bound); got != want {
+				t.Errorf("%s port %s: %v", host, port, got)
+			}
+		}
+	}
+	if leadsTo(proxy.Endpoint{Network: "tcp", Address: "192.0.2.1:7423"}, bound) {
+		t.Error("another host's address is this one's")
+	}
 }
