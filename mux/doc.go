@@ -17,6 +17,6 @@
 // (guard.go, inbound.go, window.go), link owns a session and its yamux
 // connection (link.go), Stream speaks frames (frame.go, parser.go) and passes
 // app bytes on: out in splice.go, in by receive.go and queue.go. peer keeps
-// links up (peer.go, dial.go), acceptor takes links in (accept.go), Mux ties
-// them together (mux.go).
+// links up (peer.go, dial.go, room.go), acceptor takes links in (accept.go), Mux
+// ties them together (mux.go).
 package mux
