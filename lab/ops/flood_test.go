@@ -15,11 +15,13 @@ import (
 
 	"github.com/sealane/sealane/lab"
 	"github.com/sealane/sealane/session"
+	"github.com/sealane/sealane/session/container"
 )
 
 // TestFlood lets strangers flood a sidecar that listens, from 127.0.0.2 and
-// up, with silent, slow and garbage connections, while links of a known peer
-// come up. Every one of those must.
+// up, with silent, slow and garbage connections and with such as have the form
+// of a first message, while links of a known peer come up. Every one of those
+// must.
 func TestFlood(t *testing.T) {
 	p := newPair(t)
 	p.start("log: {level: error}\n", "log: {level: error}\n")
@@ -45,8 +47,8 @@ func TestFlood(t *testing.T) {
 		t.Errorf("exit code %d", code)
 	}
 	after := p.far.settles(baseline)
-	t.Logf("set-up of %d links in peace: %v; in a flood of %d connections (%d silent, %d slow and %d garbage at a time): %v",
-		setups, quiet, f.opened.Load(), f.each, f.each, f.each, flooded)
+	t.Logf("set-up of %d links in peace: %v; in a flood of %d connections (%d silent, slow, garbage and well-formed at a time, of each): %v",
+		setups, quiet, f.opened.Load(), f.each, flooded)
 	t.Logf("far: %v before, %v during, %v after", baseline, during, after)
 	if quiet.ok < setups || flooded.ok < setups {
 		t.Error("a link did not come up")
@@ -138,7 +140,7 @@ type flood struct {
 func startFlood(t *testing.T, address string, each int) *flood {
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	f := &flood{each: each, cancel: cancel}
-	for i := range 3 * each {
+	for i := range 4 * each {
 		f.wg.Go(func() {
 			random := rand.New(rand.NewPCG(uint64(i), 13))
 			for ctx.Err() == nil {
@@ -167,7 +169,7 @@ func (f *flood) stranger(ctx context.Context, address string, i int, random *ran
 	defer c.Close()
 	defer context.AfterFunc(ctx, func() { c.Close() })()
 	f.opened.Add(1)
-	switch i % 3 {
+	switch i % 4 {
 	case 1: // a byte a second of what could be a message
 		go func() {
 			for _, b := range []byte(`{"sdmp":{"version":"1.0","schema":"encrypted"}`) {
@@ -182,6 +184,15 @@ func (f *flood) stranger(ctx context.Context, address string, i int, random *ran
 			garbage[j] = byte(random.Uint32())
 		}
 		c.Write(garbage)
+	case 3:
+		share := make([]byte, container.ShareLen)
+		for j := range share {
+			share[j] = byte(random.Uint32())
+		}
+		c.Write(container.AppendShare(nil, share))
+		for err == nil { // nothing that comes is answered
+			_, err = c.Read(share)
+		}
 	}
 	c.Read(make([]byte, 1)) // until the sidecar closes it
 	pause(ctx, 500*time.Millisecond)
