@@ -78,8 +78,10 @@ type arrival struct {
 	element *list.Element
 	since   time.Time // when it was answered
 
-	peer *peer // once it has proved its key
-	room bool  // and has room for a link
+	address  string
+	reported bool  // the rule that its message 1 broke
+	peer     *peer // once it has proved its key
+	room     bool  // and has room for a link
 }
 
 // A source is where a connection comes from: an IPv4 /24 and the address, or
@@ -219,9 +221,14 @@ func (v *arrival) Admit(ctx context.Context) error {
 	}
 }
 
-// Answered notes that the other end has to go on.
-func (v *arrival) Answered() {
+// Answered notes that the other end has to go on. A rule that it has broken is
+// reported now: it may stay for a while.
+func (v *arrival) Answered(broken error) {
 	a := v.acceptor
+	if broken != nil {
+		a.mux.violatedByStranger(v.address, broken)
+		v.reported = true
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if v.stage == admitted {
@@ -407,6 +414,7 @@ func (m *Mux) stopping() bool {
 func (m *Mux) arrived(conn net.Conn) {
 	ctx, cancel := context.WithCancelCause(m.ctx)
 	v := m.acceptor.enter(sourceOf(conn.RemoteAddr()), cancel)
+	v.address = conn.RemoteAddr().String()
 	m.mu.Lock()
 	closed := m.closed
 	if !closed {
@@ -438,13 +446,12 @@ func (m *Mux) respond(ctx context.Context, conn net.Conn, v *arrival) {
 	if m.acceptor.leave(v) {
 		err = errHandshakes
 	}
-	address := conn.RemoteAddr().String()
 	if v.peer == nil {
-		m.strangerFailed(address, err)
+		m.strangerFailed(v, err)
 		return
 	}
 	if err == nil {
-		_, err = v.peer.shook(sealed, conn, address, begun, false)
+		_, err = v.peer.shook(sealed, conn, v.address, begun, false)
 	}
 	if err == nil {
 		return
@@ -453,7 +460,7 @@ func (m *Mux) respond(ctx context.Context, conn net.Conn, v *arrival) {
 		m.release(v.peer)
 	}
 	m.result(v.peer.name, resultOf(err))
-	m.quiet.warn("link").Str("peer", v.peer.name).Str("address", address).Err(err).Msg("link refused")
+	m.quiet.warn("link").Str("peer", v.peer.name).Str("address", v.address).Err(err).Msg("link refused")
 }
 
 // Room takes room for a link with the peer that has this key.
@@ -473,20 +480,28 @@ func (v *arrival) Room(key session.PublicKey) error {
 
 // strangerFailed counts and logs a handshake that failed. Outsiders cause
 // these lines, so there are few of them.
-func (m *Mux) strangerFailed(address string, err error) {
+func (m *Mux) strangerFailed(v *arrival, err error) {
 	if errors.Is(err, errEvicted) || errors.Is(err, errSlow) {
 		return // counted where it happened
 	}
 	m.result("", resultOf(err))
-	m.violated("", err)
-	var v *container.Violation
+	var broken *container.Violation
 	var unknown *session.UnknownKeyError
 	switch {
-	case errors.As(err, &v):
-		m.quiet.warn("violation").Str("address", address).Str("rule", string(v.Rule)).Str("reason", v.Detail).Msg("link refused")
+	case v.reported:
+	case errors.As(err, &broken):
+		m.violatedByStranger(v.address, err)
 	case errors.As(err, &unknown):
-		m.quiet.warn("unknown").Str("address", address).Str("key", unknown.Key.String()).Msg("link refused: no peer has this key")
+		m.quiet.warn("unknown").Str("address", v.address).Str("key", unknown.Key.String()).Msg("link refused: no peer has this key")
 	default:
-		m.quiet.debug("handshake").Str("address", address).Err(err).Msg("handshake failed")
+		m.quiet.debug("handshake").Str("address", v.address).Err(err).Msg("handshake failed")
+	}
+}
+
+func (m *Mux) violatedByStranger(address string, err error) {
+	m.violated("", err)
+	var v *container.Violation
+	if errors.As(err, &v) {
+		m.quiet.warn("violation").Str("address", address).Str("rule", string(v.Rule)).Str("reason", v.Detail).Msg("link refused")
 	}
 }

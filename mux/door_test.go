@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"slices"
 	"sync"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/sealane/sealane/session"
+	"github.com/sealane/sealane/session/container"
 )
 
 // A lobby is an acceptor without a network.
@@ -73,7 +75,7 @@ func (g *guest) stall(t *testing.T) *guest {
 	if !g.knock() {
 		t.Fatal("not seated")
 	}
-	g.Answered()
+	g.Answered(nil)
 	return g
 }
 
@@ -243,7 +245,7 @@ func TestACrowdBehindOneAddress(t *testing.T) {
 					return
 				}
 				seated.Add(1)
-				g.Answered()
+				g.Answered(nil)
 				select {
 				case <-time.After(1500 * time.Millisecond): // a slow path, and a busy host
 				case <-g.ctx.Done():
@@ -328,7 +330,7 @@ func TestNewLinksDuringStalledHandshakes(t *testing.T) {
 	}
 	key := newKey(t)
 	b := newTimedNode(t, defaultTiming, newKey(t), []Peer{{Name: "a", Keys: []session.PublicKey{key.Public()}}}, nil)
-	ctx, cancel := context.WithCancel(testContext(t))
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
@@ -366,6 +368,41 @@ func TestNewLinksDuringStalledHandshakes(t *testing.T) {
 		len(took), setups, took[len(took)/2], took[len(took)-1], dialed.Load())
 	if len(took) < setups*95/100 {
 		t.Errorf("%d failed: %v", len(failed), errors.Join(failed...))
+	}
+}
+
+// TestDecoysAreCountedAtOnce: the rule that a first message has broken is
+// counted and logged when it was answered, once, although the answer does not
+// show it and the connection goes on.
+func TestDecoysAreCountedAtOnce(t *testing.T) {
+	b := newNode(t, newKey(t), nil, nil)
+	c, err := net.Dial("tcp", b.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	share := randomBytes(1, container.ShareLen)
+	share[31] &= 0x7f
+	c.Write(container.AppendShare(nil, share))
+	answer := make([]byte, container.ShareTextLen)
+	if _, err := io.ReadFull(c, answer); err != nil {
+		t.Fatal(err)
+	}
+	counted := func() bool { return b.Violations()[session.RuleSeal] == 1 && b.log.count("handshake-seal") == 1 }
+	eventually(t, "it is counted", counted)
+	c.Write(container.AppendSealed(nil, new([container.IVLen]byte), randomBytes(2, 5184)))
+	rest, err := io.ReadAll(c)
+	if err != nil || string(rest) != container.BadRequest {
+		t.Errorf("%q, %v", rest, err)
+	}
+	eventually(t, "the connection has ended", func() bool {
+		b.acceptor.mu.Lock()
+		defer b.acceptor.mu.Unlock()
+		return b.acceptor.lingering.Len()+b.acceptor.places.Len() == 0
+	})
+	b.Close()
+	if !counted() {
+		t.Errorf("counted %v, logged %d times", b.Violations(), b.log.count("handshake-seal"))
 	}
 }
 

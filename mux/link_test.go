@@ -370,6 +370,7 @@ func TestWrongKeyIsRejected(t *testing.T) {
 	if r := <-results; r != LinkRejected {
 		t.Fatal(r)
 	}
+	eventually(t, "it is logged", func() bool { return a.log.count("not the configured key of b, or nothing in common") == 1 })
 	if got := a.Ready(); len(got) != 1 || got[0] != "b" {
 		t.Fatal(got)
 	}

@@ -301,7 +301,7 @@ func (h *handshake) respond(ctx context.Context) (*Conn, error) {
 	}
 	sent := time.Now()
 	if h.cfg.Door != nil {
-		h.cfg.Door.Answered()
+		h.cfg.Door.Answered(broken)
 	}
 	err = h.readMessage3()
 	if broken != nil { // then not even a message 3 that opens would be one

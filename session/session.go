@@ -114,8 +114,9 @@ type Door interface {
 	// on it. It may wait for a place until ctx ends. An error ends the
 	// handshake at once, without a text, and is returned.
 	Admit(ctx context.Context) error
-	// Answered is called when message 2, or a decoy, was sent.
-	Answered()
+	// Answered is called when message 2 was sent or, because of a Violation,
+	// a decoy. Respond returns that error, too, but only when all is over.
+	Answered(broken error)
 	// Room is called for a key that Authorize took. An error is told to the
 	// initiator as ErrNoRoom, and returned.
 	Room(peer PublicKey) error

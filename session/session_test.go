@@ -577,7 +577,7 @@ func TestRefusals(t *testing.T) {
 		"no room": {rc.Key.Public(), known, errFull, ErrNoRoom,
 			func(err error) bool { return errors.Is(err, errFull) }, "admit answered room settled", refusalLinger},
 		"foreign": {newKey(t).Public(), known, nil, ErrUnopened, func(err error) bool { return ruleOf(err) == RuleSeal },
-			"admit answered", 10 * time.Second},
+			"admit answered handshake-seal", 10 * time.Second},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			a, b := net.Pipe()
@@ -629,9 +629,11 @@ func TestLingerIsBounded(t *testing.T) {
 }
 
 func (d *door) Admit(context.Context) error { d.note("admit"); return d.admit }
-func (d *door) Answered()                   { d.note("answered") }
-func (d *door) Room(PublicKey) error        { d.note("room"); return d.room }
-func (d *door) Settled()                    { d.note("settled") }
+func (d *door) Answered(broken error) {
+	d.note(strings.TrimSpace("answered " + string(ruleOf(broken))))
+}
+func (d *door) Room(PublicKey) error { d.note("room"); return d.room }
+func (d *door) Settled()             { d.note("settled") }
 
 func TestHandshakeEndsWithItsContext(t *testing.T) {
 	for name, role := range map[string]func(context.Context, net.Conn) error{
