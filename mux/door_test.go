@@ -192,9 +192,9 @@ func TestStalledHandshakesMakeWay(t *testing.T) {
 		if n := countSeated(queued); n != 1 { // the place that the honest one left
 			t.Errorf("%d of the queue have a place", n)
 		}
-		time.Sleep(l.mux.timing.stalledAlike)
+		time.Sleep(2 * l.mux.timing.stalledAlike)
 		synctest.Wait()
-		if n := countSeated(queued); n < 30 || n > 32 {
+		if n := countSeated(queued); n != 32 {
 			t.Errorf("%d of the queue have a place in the end", n)
 		}
 	})
@@ -423,12 +423,14 @@ func TestFiveHundredNodesAtOnce(t *testing.T) {
 	errs := make(chan error, nodes)
 	for _, key := range keys {
 		wg.Go(func() {
-			c, err := dialFrom(ctx, net.IPv4(127, 3, 0, 1), b.addr)
-			if err != nil {
-				errs <- err
-				return
+			var s *session.Conn
+			err := errors.New("never tried")
+			for attempt := 0; err != nil && attempt < 10; attempt++ { // as nodes do, if the machine is that slow
+				var c net.Conn
+				if c, err = dialFrom(ctx, net.IPv4(127, 3, 0, 1), b.addr); err == nil {
+					s, err = session.Initiate(ctx, c, b.key.Public(), session.Config{Key: key})
+				}
 			}
-			s, err := session.Initiate(ctx, c, b.key.Public(), session.Config{Key: key})
 			errs <- err
 			if err == nil {
 				<-ctx.Done()

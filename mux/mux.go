@@ -137,7 +137,7 @@ var defaultTiming = timing{
 	tick: time.Second, open: 10 * time.Second,
 	backoffMin: 250 * time.Millisecond, backoffMax: 5 * time.Second,
 	notFoundMin: 30 * time.Second, notFoundMax: 5 * time.Minute,
-	reading: 3 * time.Second, stalled: time.Second, stalledAlike: 3 * time.Second, silent: 5 * time.Second,
+	reading: 3 * time.Second, stalled: time.Second, stalledAlike: 5 * time.Second, silent: 5 * time.Second,
 	stagger: 250 * time.Millisecond, lookAgain: 30 * time.Second,
 	acceptBackoff: 5 * time.Millisecond, cutGrace: time.Second, closeGrace: 2 * time.Second,
 }
