@@ -145,12 +145,11 @@ echo '- a clean stop'
 inside systemctl stop sealane-a.socket sealane@a.service sealane@b.service sealane.service
 is 'the result' "$(property Result sealane@a.service) $(property ExecMainStatus sealane@a.service)" 'success 0'
 
-echo '- the redirect rules: up before the program that requires them, renewed, gone with their unit'
+echo '- the redirect rules: there before the network, proved before the program that requires them, renewed'
 inside ip link add eth0 type veth peer name far
 inside ip addr add 192.0.2.10/24 dev eth0
 inside ip link set eth0 up
 inside ip link set far up
-before=$(inside nft list ruleset)
 write /etc/sealane/redirect <<<'OPTIONS=--ports 5432 --cidrs 192.0.2.0/24'
 write /etc/systemd/system/app.service <<'E2'
 [Unit]
@@ -158,23 +157,68 @@ Requires=sealane-redirect.service
 After=sealane-redirect.service
 [Service]
 Type=oneshot
-ExecStart=/usr/bin/sh -c 'exec /usr/sbin/nft list table inet sealane > /run/rules'
+RemainAfterExit=yes
+ExecStart=/usr/bin/sh -c 'exec /usr/sbin/nft list table inet sealane >/run/rules'
+ExecStop=/usr/bin/sh -c 'exec /usr/sbin/nft list table inet sealane >/run/rules-at-the-end'
 E2
-inside mkdir /etc/systemd/system/sealane-redirect.service.d
-write /etc/systemd/system/sealane-redirect.service.d/test.conf <<'E2'
+for unit in sealane-redirect sealane-redirect-early; do
+    inside mkdir "/etc/systemd/system/$unit.service.d"
+    write "/etc/systemd/system/$unit.service.d/test.conf" <<'E2'
 [Service]
 StandardOutput=append:/run/sealane.log
 StandardError=append:/run/sealane.log
 E2
+done
 inside systemctl daemon-reload
 inside systemctl start app.service || fail 'the program did not start'
 inside grep -q "meta skuid $(inside id -u sealane) return" /run/rules || fail 'the user sealane is not exempt'
 inside grep -q 'IPv4: verified: a connection to 192.0.2.[0-9]*:5432 arrived' /run/sealane.log || fail 'the rules were not proved'
+[[ " $(property Before sealane-redirect-early.service) " == *' network-pre.target '* ]] || fail 'the rules are not there before the network'
+is 'what takes rules away' "$(property ExecStop sealane-redirect.service)$(property ExecStop sealane-redirect-early.service)" ''
+catches() { [[ $(inside nft list table inet sealane) == *"elements = { $1 }"* ]]; }
 write /etc/sealane/redirect <<<'OPTIONS=--ports 5433'
 inside systemctl reload sealane-redirect.service
-inside sealane redirect show | grep -q 'elements = { 5433 }' || fail 'a reload did not renew the rules'
-inside systemctl stop sealane-redirect.service
-is 'what is left of the rules' "$(inside nft list ruleset)" "$before"
+catches 5433 || fail 'a reload did not renew the rules'
+
+echo '- neither a stop, a restart nor a failure leaves a moment without rules'
+# A packet of every connection attempt that gets out is counted on the way.
+inside nft 'add table inet watch; add chain inet watch out { type filter hook output priority 300; };
+    add rule inet watch out oifname eth0 tcp dport 5433 counter'
+inside sh -c 'while :; do timeout 0.2 bash -c ": </dev/tcp/192.0.2.20/5433"; done 2>/dev/null & echo $! >/run/dialer'
+write /etc/sealane/redirect <<<'OPTIONS=--ports 5433-5434'
+for _ in 1 2 3; do inside systemctl restart sealane-redirect.service sealane-redirect-early.service; done
+catches 5433-5434 || fail 'a restart did not renew the rules'
+write /etc/sealane/redirect <<<'OPTIONS=--ports 5433 --guard-inbound none'
+inside systemctl reload sealane-redirect.service 2>/dev/null && fail 'a reload with bad options succeeded'
+catches 5433-5434 || fail 'a reload with bad options took the rules away'
+inside nft 'add table inet broken; add chain inet broken in { type filter hook input priority 0; };
+    add rule inet broken in tcp dport 15006 drop'
+write /etc/sealane/redirect <<<'OPTIONS=--ports 5433'
+inside systemctl restart sealane-redirect.service 2>/dev/null && fail 'rules that do not work were proved'
+catches 5433-5434 || fail 'a failed restart took the rules away'
+inside nft delete table inet broken
+inside systemctl stop sealane-redirect.service sealane-redirect-early.service
+catches 5433-5434 || fail 'a stop took the rules away'
+inside sh -c 'kill $(cat /run/dialer)'
+is 'the packets that got out' "$(inside nft list table inet watch | sed -n 's/.*counter packets \([0-9]*\) .*/\1/p')" 0
+inside nft delete table inet watch
+
+echo '- a restart of nftables.service, which flushes every table: the program is stopped before, and started after'
+inside nft add table inet other
+inside sh -c 'printf "flush ruleset\n" >/etc/nftables.conf'
+inside systemctl start nftables.service app.service
+inside rm /run/rules /run/rules-at-the-end 2>/dev/null || true
+inside systemctl restart nftables.service
+until_ 'the program is started again' inside test -s /run/rules
+inside test -s /run/rules-at-the-end || fail 'the rules went before the program did'
+is 'the tables after a restart' "$(inside nft list tables)" 'table inet sealane'
+inside systemctl reload nftables.service
+until_ 'the rules after a reload' catches 5433
+
+echo '- no rules, no program'
+inside systemctl stop app.service sealane-redirect.service sealane-redirect-early.service
+inside sealane redirect down >/dev/null
+is 'what is left of the rules' "$(inside nft list ruleset)" ''
 write /etc/sealane/redirect <<<'OPTIONS=--ports none'
 inside systemctl start app.service 2>/dev/null && fail 'the program started without rules'
-is 'the exit code' "$(property ExecMainStatus sealane-redirect.service)" 64
+is 'the exit code' "$(property ExecMainStatus sealane-redirect-early.service)" 64

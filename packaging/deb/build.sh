@@ -33,6 +33,7 @@ put 755 "$tools/target" usr/bin/sealane
 put 644 packaging/systemd/sealane.service usr/lib/systemd/system/sealane.service
 put 644 packaging/systemd/sealane@.service usr/lib/systemd/system/sealane@.service
 put 644 packaging/systemd/sealane-redirect.service usr/lib/systemd/system/sealane-redirect.service
+put 644 packaging/systemd/sealane-redirect-early.service usr/lib/systemd/system/sealane-redirect-early.service
 put 644 packaging/systemd/sysusers.conf usr/lib/sysusers.d/sealane.conf
 put 640 packaging/sealane.yaml etc/sealane/sealane.yaml
 chmod 750 "$root/etc/sealane"
