@@ -323,6 +323,10 @@ func TestOpenConnectionsSurvive(t *testing.T) {
 	p.redirect(t, "up")
 	redirected := holdOpen(t, p.Host, "["+world6+"]:5432")
 	p.redirect(t, "up", "--guard-inbound", "22")
+	// What was open is remembered from one table to the next, and nothing else is.
+	if rules := p.redirect(t, "show"); !strings.Contains(rules, world4+" . 5432 }") || strings.Contains(rules, world6+" . 5432") {
+		t.Errorf("the connections from before are not known, or others are:\n%s", rules)
+	}
 	for name, c := range map[string]*held{"inbound": inbound, "outbound": outbound, "redirected": redirected} {
 		c.send(t, "still here "+name)
 	}

@@ -77,10 +77,11 @@ func TestDownCutsFirst(t *testing.T) {
 	open := p.holdRedirected(t)
 	start(t, p.Host, as("listen", "local", ":22"))
 	own, inbound := holdOpen(t, p.Host, pod4+":22"), holdOpen(t, p.world, pod4+":22")
+	toSidecar := holdOpen(t, p.Host, "127.0.0.1:15006")
 	l := p.watch(t)
 	p.redirect(t, "down")
 	wantCut(t, l, open)
-	for name, c := range map[string]*held{"own": own, "inbound": inbound} {
+	for name, c := range map[string]*held{"own": own, "inbound": inbound, "to the sidecar": toSidecar} {
 		c.send(t, name+" was not redirected and goes on")
 	}
 }
