@@ -62,7 +62,7 @@ is 'zsh' "$(zsh -f -c 'autoload -U compinit; compinit -u -D; echo $_comps[sealan
 is 'fish' "$(HOME=$work fish -c 'complete -C "sealane keyg"' | cut -f 1)" keygen
 
 echo '- the units'
-for unit in sealane.service sealane@example.service sealane-redirect.service sealane-redirect-early.service; do
+for unit in sealane.service sealane@example.service sealane-redirect.service sealane-redirect-early.service sealane-redirect-watch.service; do
     # systemd 252 does not know notify-reload, and goes on with notify.
     problems=$(systemd-analyze verify "$unit" 2>&1 | grep -i sealane | grep -v 'Failed to parse service type, ignoring: notify-reload' | grep -v "Command 'man " || true)
     is "what systemd says of $unit" "$problems" ''

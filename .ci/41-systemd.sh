@@ -161,7 +161,7 @@ RemainAfterExit=yes
 ExecStart=/usr/bin/sh -c 'exec /usr/sbin/nft list table inet sealane >/run/rules'
 ExecStop=/usr/bin/sh -c 'exec /usr/sbin/nft list table inet sealane >/run/rules-at-the-end'
 E2
-for unit in sealane-redirect sealane-redirect-early; do
+for unit in sealane-redirect sealane-redirect-early sealane-redirect-watch; do
     inside mkdir "/etc/systemd/system/$unit.service.d"
     write "/etc/systemd/system/$unit.service.d/test.conf" <<'E2'
 [Service]
@@ -214,6 +214,11 @@ inside test -s /run/rules-at-the-end || fail 'the rules went before the program 
 is 'the tables after a restart' "$(inside nft list tables)" 'table inet sealane'
 inside systemctl reload nftables.service
 until_ 'the rules after a reload' catches 5433
+
+echo '- a flush of all tables by hand: the rules are put back'
+inside nft flush ruleset
+until_ 'the rules after a flush' catches 5433
+until_ 'the warning' inside grep -q 'another program has removed the rules; they are back' /run/sealane.log
 
 echo '- no rules, no program'
 inside systemctl stop app.service sealane-redirect.service sealane-redirect-early.service

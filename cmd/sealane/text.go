@@ -98,7 +98,7 @@ func commands() []*command {
 			},
 		},
 		{
-			name: "redirect", arguments: "up|down|show", main: redirect.Main,
+			name: "redirect", arguments: "up|down|show|watch", main: redirect.Main,
 			summary: "send an app's connections to the transparent listener",
 		},
 		{

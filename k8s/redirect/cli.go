@@ -20,6 +20,7 @@ const usage = `Usage:
   sealane redirect up [options]    install the rules, in place of any that are there, and prove that they work
   sealane redirect down            cut the connections that were redirected, then remove the rules
   sealane redirect show            print the installed rules
+  sealane redirect watch           put the rules back whenever another program removes them, until it is ended
 
 Sends TCP connections that programs in this network namespace open to the sidecar's transparent listener, for IPv4
 and IPv6. Connections to loopback, connections that were open before, and the sidecar's own are left alone.
@@ -70,7 +71,7 @@ type usageError struct{ error }
 
 func run(args []string, stdout, stderr io.Writer) error {
 	if len(args) == 0 {
-		return usageError{errors.New("say up, down or show")}
+		return usageError{errors.New("say up, down, show or watch")}
 	}
 	switch args[0] {
 	case "up":
@@ -79,10 +80,12 @@ func run(args []string, stdout, stderr io.Writer) error {
 		return runDown(args[1:], stdout)
 	case "show":
 		return runShow(args[1:], stdout)
+	case "watch":
+		return runWatch(args[1:], stdout, stderr)
 	case "help", "-h", "-help", "--help":
 		return flag.ErrHelp
 	}
-	return usageError{fmt.Errorf("%q is none of up, down and show", args[0])}
+	return usageError{fmt.Errorf("%q is none of up, down, show and watch", args[0])}
 }
 
 func runUp(args []string, stdout, stderr io.Writer) error {
@@ -105,6 +108,9 @@ func runUp(args []string, stdout, stderr io.Writer) error {
 	}
 	for _, f := range report.Families {
 		fmt.Fprintf(stdout, "%s: %s: %s\n", f.Name, f.State, f.Detail)
+	}
+	if len(o.GuardInbound) > 0 {
+		fmt.Fprintln(stdout, "guard: in force: the kernel has its rules as they were asked for")
 	}
 	for _, w := range report.Warnings {
 		fmt.Fprintf(stderr, "warning: %s\n", w)
@@ -141,6 +147,19 @@ func runShow(args []string, stdout io.Writer) error {
 	}
 	fmt.Fprint(stdout, rules)
 	return nil
+}
+
+func runWatch(args []string, stdout, stderr io.Writer) error {
+	if err := parse(newFlags("watch"), args); err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	fmt.Fprintln(stdout, "watching the rules")
+	return Watch(ctx, func() {
+		fmt.Fprintln(stderr, "warning: another program has removed the rules; they are back. Until then, connections left as the "+
+			"programs open them, and redirected ones went on to their real destination: find out what removes the rules")
+	})
 }
 
 func newFlags(name string) *flag.FlagSet {

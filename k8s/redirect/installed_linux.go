@@ -42,7 +42,7 @@ func (rs *ruleset) sort() {
 
 var (
 	setOrder = []string{"except4", "except6", "except_ports", "catch_ports", "catch4", "catch6", "before4", "before6",
-		"probes4", "probes6", "guard_ports"}
+		"probes4", "probes6", "guard_ports", endingSet}
 	chainOrder = []string{redirectChain, strayChain, listenerChain, guardChain}
 )
 
@@ -76,7 +76,7 @@ func (rs *ruleset) besides(now *ruleset) *ruleset {
 	renamed := func(name string) string { return plainName(name) + ending }
 	next := &ruleset{table: rs.table}
 	for _, s := range rs.sets {
-		if !rs.uses(s.nft.Name) {
+		if !rs.uses(s.nft.Name) && s.nft.Name != endingSet {
 			continue
 		}
 		nft := *s.nft

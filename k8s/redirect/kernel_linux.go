@@ -118,7 +118,7 @@ func Down() (found bool, err error) {
 	if rs == nil {
 		return false, nil
 	}
-	if err := install(rs.refusing()); err != nil {
+	if err := install(rs.ending()); err != nil {
 		return false, explain("closing the way to the listener", err)
 	}
 	if _, err := rs.reset(); err != nil {

@@ -27,6 +27,10 @@ func TestMain(m *testing.M) {
 		must(listen(os.Args[1], os.Args[2:]))
 	case "dial":
 		must(dialAndPrint(os.Args[1]))
+	case "confirm":
+		o, _, err := parseUp(os.Args[1:])
+		must(err)
+		must(confirm(build(o, nil)))
 	case "hammer":
 		must(hammer(os.Args[1:]))
 	case "hold":
@@ -234,7 +238,9 @@ func TestGuardInbound(t *testing.T) {
 	p.world.Run("ip", "addr", "add", probe4+"/24", "dev", "eth0")
 	p.world.Run("ip", "addr", "add", probe6+"/64", "dev", "eth0", "nodad")
 	start(t, p.Host, as("listen", "local", ":5432", ":5433"))
-	p.redirect(t, "up", "--guard-inbound", "5432", "--probe-sources", probe4+","+probe6)
+	if out := p.redirect(t, "up", "--guard-inbound", "5432", "--probe-sources", probe4+","+probe6); !strings.Contains(out, "guard: in force") {
+		t.Errorf("up printed\n%s", out)
+	}
 
 	for _, way := range []struct{ own, world, probe string }{{pod4, world4, probe4}, {"[" + pod6 + "]", world6, probe6}} {
 		wantAnswer(t, p.world, env("FROM="+way.world, as("dial", way.own+":5432")), "i/o timeout")

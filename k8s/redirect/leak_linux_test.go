@@ -371,6 +371,70 @@ func TestLeftoverSets(t *testing.T) {
 	}
 }
 
+// Whoever flushes all tables takes ours as well. A watch puts it back, and the connections go on.
+func TestWatch(t *testing.T) {
+	prepare(t)
+	p := newPod(t)
+	p.startListeners(t)
+	watch := p.Start(as("redirect", "watch")...)
+	watch.Expect("watching", 10*time.Second)
+	p.redirect(t, "up", "--ports", "5432", "--guard-inbound", "1")
+	open := p.holdRedirected(t)
+	l := p.watch(t)
+	for i, remove := range []string{"flush ruleset", "delete table inet sealane", "delete chain inet sealane strays", "flush chain inet sealane output"} {
+		before := p.table()
+		p.Run("nft", remove)
+		netlab.Eventually(t, 20*time.Second, "the rules to be back", func() bool {
+			return strings.Count(watch.Output(), "they are back") == i+1 && p.table() == before
+		})
+		for _, c := range open {
+			c.send(t, fmt.Sprintf("SECRET-%d", i))
+		}
+	}
+	l.wantNone("SECRET")
+
+	// What is removed or replaced on purpose is not put back.
+	p.redirect(t, "up", "--ports", "5433")
+	p.redirect(t, "down")
+	p.redirect(t, "up", "--ports", "5432")
+	p.Run("nft", "flush", "ruleset")
+	netlab.Eventually(t, 20*time.Second, "the rules to be back", func() bool {
+		return strings.Contains(p.redirect(t, "show"), "{ 5432 }")
+	})
+	p.redirect(t, "down")
+	watch.Signal(syscall.SIGTERM)
+	if err := watch.Wait(20 * time.Second); err != nil {
+		t.Errorf("the watch ended with %v", err)
+	}
+	if out := p.ruleset(); out != "" {
+		t.Errorf("what was removed on purpose is back:\n%s", out)
+	}
+	if got := strings.Count(watch.Output(), "they are back"); got != 5 {
+		t.Errorf("the rules were put back %d times, want 5:\n%s", got, watch.Output())
+	}
+}
+
+// What the kernel has is compared with what was installed, to the letter.
+func TestConfirm(t *testing.T) {
+	prepare(t)
+	p := newPod(t)
+	options := []string{"--ports", "5432", "--guard-inbound", "5433"}
+	for _, change := range []string{"", "delete chain inet sealane input", "flush chain inet sealane strays",
+		"add element inet sealane guard_ports { 1 }", "insert rule inet sealane output return"} {
+		p.redirect(t, append([]string{"up"}, options...)...)
+		if change == "" {
+			p.Run(as("confirm", options...)...)
+			continue
+		}
+		p.redirect(t, "down")
+		p.redirect(t, append([]string{"up"}, options...)...)
+		p.Run("nft", change)
+		if out, err := p.Try(as("confirm", options...)...); err == nil || !strings.Contains(out, "the kernel does not have the rules") {
+			t.Errorf("%s: %v: %s", change, err, out)
+		}
+	}
+}
+
 // hammer dials without a pause.
 func hammer(addrs []string) error {
 	fmt.Println("dialed")

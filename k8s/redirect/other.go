@@ -20,6 +20,9 @@ func Up(context.Context, Options) (Report, error) { return Report{}, errLinuxOnl
 // Down is for Linux only.
 func Down() (bool, error) { return false, errLinuxOnly }
 
+// Watch is for Linux only.
+func Watch(context.Context, func()) error { return errLinuxOnly }
+
 // Show is for Linux only.
 func Show() (string, error) { return "", errLinuxOnly }
 

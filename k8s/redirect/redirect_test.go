@@ -67,17 +67,20 @@ func TestBadUsage(t *testing.T) {
 		args []string
 		want string
 	}{
-		"nothing":          {nil, "say up, down or show"},
-		"unknown verb":     {[]string{"on"}, `"on" is none of`},
-		"unknown option":   {[]string{"up", "--port", "1"}, "flag provided but not defined: -port"},
-		"argument":         {[]string{"up", "5432"}, `"5432" is one argument too many`},
-		"argument of down": {[]string{"down", "now"}, `"now" is one argument too many`},
-		"port":             {[]string{"up", "--to", "0"}, `"0" is no port`},
-		"mark":             {[]string{"up", "--mark", "0"}, "is no mark"},
-		"user":             {[]string{"up", "--except-uid", "no-such-user"}, `there is no user "no-such-user"`},
-		"loop":             {[]string{"up", "--except-uid", ""}, "they would come back to it"},
-		"probes alone":     {[]string{"up", "--probe-sources", "10.0.0.1"}, "without guarded inbound ports"},
-		"nothing left":     {[]string{"up", "--ports", "22", "--except-ports", "1-65535"}, "nothing is left to catch"},
+		"nothing":           {nil, "say up, down, show or watch"},
+		"unknown verb":      {[]string{"on"}, `"on" is none of`},
+		"unknown option":    {[]string{"up", "--port", "1"}, "flag provided but not defined: -port"},
+		"argument":          {[]string{"up", "5432"}, `"5432" is one argument too many`},
+		"argument of watch": {[]string{"watch", "it"}, `"it" is one argument too many`},
+		"sidecar's user":    {[]string{"up", "--except-uid", "", "--mark", "1"}, "who may answer on the port"},
+		"sidecar loops":     {[]string{"up", "--sidecar-uid", "5"}, "the sidecar's own connections are not exempt"},
+		"argument of down":  {[]string{"down", "now"}, `"now" is one argument too many`},
+		"port":              {[]string{"up", "--to", "0"}, `"0" is no port`},
+		"mark":              {[]string{"up", "--mark", "0"}, "is no mark"},
+		"user":              {[]string{"up", "--except-uid", "no-such-user"}, `there is no user "no-such-user"`},
+		"loop":              {[]string{"up", "--except-uid", ""}, "they would come back to it"},
+		"probes alone":      {[]string{"up", "--probe-sources", "10.0.0.1"}, "without guarded inbound ports"},
+		"nothing left":      {[]string{"up", "--ports", "22", "--except-ports", "1-65535"}, "nothing is left to catch"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var stdout, stderr bytes.Buffer

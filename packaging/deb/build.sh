@@ -34,6 +34,7 @@ put 644 packaging/systemd/sealane.service usr/lib/systemd/system/sealane.service
 put 644 packaging/systemd/sealane@.service usr/lib/systemd/system/sealane@.service
 put 644 packaging/systemd/sealane-redirect.service usr/lib/systemd/system/sealane-redirect.service
 put 644 packaging/systemd/sealane-redirect-early.service usr/lib/systemd/system/sealane-redirect-early.service
+put 644 packaging/systemd/sealane-redirect-watch.service usr/lib/systemd/system/sealane-redirect-watch.service
 put 644 packaging/systemd/sysusers.conf usr/lib/sysusers.d/sealane.conf
 put 640 packaging/sealane.yaml etc/sealane/sealane.yaml
 chmod 750 "$root/etc/sealane"
