@@ -9,17 +9,14 @@ import (
 	"time"
 )
 
-// closeWait bounds both the writing of the close record and the first closer's
-// wait for the peer's (SPEC.md section 4).
-const closeWait = time.Second
-
 // A Conn is one end of a session: a net.Conn over which only sealed containers
 // travel. One goroutine may read while others write; Close and Abort may be
 // called at any time.
 //
 // Deadlines are those of the transport, and an operation that misses one ends
 // the session: half a record cannot be taken back. The transport's Write has to
-// say how much it wrote before a deadline, as TCP's does: Close goes on there.
+// say how much it wrote before a deadline, as TCP's does: Close goes on there,
+// time and again.
 type Conn struct {
 	transport *counter
 	info      info
@@ -27,6 +24,7 @@ type Conn struct {
 	rx        receiver
 
 	closing atomic.Bool // Close was called: Read ends without a verdict
+	ended   atomic.Bool // the peer's close has come
 	failed  sync.Once
 	err     atomic.Pointer[error] // the first fatal error
 	done    chan struct{}         // closed with it
@@ -233,7 +231,7 @@ func (c *Conn) awaitData() error {
 		}
 		if err != nil {
 			if v := (*Violation)(nil); c.closing.Load() && !errors.As(err, &v) {
-				return net.ErrClosed // Close unblocked this Read
+				return net.ErrClosed // Close unblocked this Read, and does the rest
 			}
 			return c.fail(err)
 		}
@@ -318,34 +316,6 @@ func (c *Conn) Abort(err error) {
 		err = net.ErrClosed
 	}
 	c.fail(err)
-}
-
-// Close sends what was written and the sealed close, for at most a second in
-// all, waits at most another for the peer's end, and closes the transport.
-// Blocked calls return at once with net.ErrClosed.
-func (c *Conn) Close() error {
-	c.closing.Store(true)
-	first := c.shut()
-	if first {
-		c.transport.SetReadDeadline(time.Unix(1, 0)) // unblock Read
-	}
-	<-c.flusher
-	if first && c.Err() == nil {
-		c.rx.mu.Lock() // the Read that was unblocked is over, and none follows
-		c.transport.SetReadDeadline(time.Now().Add(closeWait))
-		c.rx.mu.Unlock()
-		io.Copy(io.Discard, c.transport.Conn)
-	}
-	if err := c.fail(net.ErrClosed); err != net.ErrClosed && err != io.EOF {
-		return err
-	}
-	return nil
-}
-
-// answerClose sends this side's close after the peer's, which waits for it.
-func (c *Conn) answerClose() {
-	c.shut()
-	<-c.flusher
 }
 
 // Err is nil while the session lives, then the error it ended with: io.EOF

@@ -3,7 +3,7 @@ package session
 import (
 	"errors"
 	"fmt"
-	"net"
+	"io"
 	"os"
 	"runtime"
 	"sync"
@@ -79,12 +79,13 @@ type transmitter struct {
 	spare []*Buffer // empty; fill's array after the next swap
 	busy  bool      // somebody sends, and owns seal and out
 	ended error     // what Queue returns; set by the first of shut and stop
-	until time.Time // when sending has to be over; set by shut
+	until time.Time // when sending has to be over, whatever moves; set by shut
 	dead  bool      // stop was called: send nothing more
 
 	seal sealer
 	out  []byte // sealed bytes of one batch
-	rest []byte // of out: what shut kept a sender from writing
+	rest []byte // of out: what was not written yet
+	last bool   // the sealed close is in out
 
 	records atomic.Uint64
 	bytes   atomic.Uint64
@@ -231,30 +232,12 @@ func (c *Conn) sendFill() bool {
 		batch[i] = nil
 	}
 	if err != nil {
-		c.fail(fmt.Errorf("write: %w", err))
+		c.writeFailed(err)
 	}
 	t.mu.Lock()
 	t.spare = batch[:0]
 	t.busy = false
 	return err == nil
-}
-
-// shut ends writing: what is queued and a sealed close still go out, for at
-// most closeWait. Who is sending returns at once, and the flusher goes on. It
-// reports whether it was the first to end it.
-func (c *Conn) shut() bool {
-	t := &c.tx
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.ended != nil {
-		return false
-	}
-	t.ended = net.ErrClosed
-	t.until = time.Now().Add(closeWait)
-	c.transport.SetWriteDeadline(time.Unix(1, 0))
-	t.work.Signal()
-	t.room.Broadcast()
-	return true
 }
 
 // stop ends everything: nothing more is sent.
@@ -282,7 +265,7 @@ func (c *Conn) flushLoop() {
 			t.work.Wait()
 		}
 		if t.ended != nil {
-			c.transport.SetWriteDeadline(t.until) // after shut's, under the same lock
+			c.transport.SetWriteDeadline(time.Now().Add(closeTick)) // after shut's, under the same lock
 		}
 		switch {
 		case t.dead:
@@ -292,8 +275,9 @@ func (c *Conn) flushLoop() {
 			c.sendRest()
 		case len(t.fill) > 0:
 			c.sendFill()
-		default:
+		case !t.last:
 			c.sendClose()
+		default:
 			return
 		}
 	}
@@ -313,10 +297,8 @@ func (c *Conn) sendRest() {
 	t := &c.tx
 	t.busy = true
 	t.mu.Unlock()
-	_, err := c.transport.Write(t.rest)
-	t.rest = nil
-	if err != nil {
-		c.fail(fmt.Errorf("write: %w", err))
+	if err := c.push(); err != nil {
+		c.writeFailed(err)
 	}
 	t.mu.Lock()
 	t.busy = false
@@ -325,13 +307,24 @@ func (c *Conn) sendRest() {
 // sendClose sends the sealed close, with mu held except while it does.
 func (c *Conn) sendClose() {
 	t := &c.tx
-	t.busy = true
+	t.busy, t.last = true, true
 	t.mu.Unlock()
 	err := c.writeNow(func(dst []byte) ([]byte, error) { return t.seal.short(dst, typeClose, "") })
 	if err != nil {
-		c.fail(fmt.Errorf("write close: %w", err))
+		c.writeFailed(err)
 	}
 	t.mu.Lock()
+	t.busy = false
+}
+
+// writeFailed ends the session with a write's error, unless the peer's close
+// says better why it ends.
+func (c *Conn) writeFailed(err error) {
+	if c.ended.Load() {
+		c.fail(io.EOF)
+		return
+	}
+	c.fail(fmt.Errorf("write: %w", err))
 }
 
 // send seals a batch and writes it in one call.
@@ -359,17 +352,27 @@ func (c *Conn) writeNow(seal func(dst []byte) ([]byte, error)) error {
 		return err
 	}
 	t.out = t.seal.enc.flush(out)
-	n, err := c.transport.Write(t.out)
-	if err != nil && t.stoppedBy(err) {
-		t.rest, err = t.out[n:], nil
+	t.rest = t.out
+	if err = c.writeRest(); t.stoppedBy(err) {
+		return nil
 	}
 	return err
 }
 
-// stoppedBy reports whether a Write's error is the deadline that shut set to
-// stop it, and there is time for the rest.
+// writeRest writes what is sealed, in one call.
+func (c *Conn) writeRest() error {
+	t := &c.tx
+	n, err := c.transport.Write(t.rest)
+	if t.rest = t.rest[n:]; len(t.rest) == 0 {
+		loan.End(t.out)
+	}
+	return err
+}
+
+// stoppedBy reports whether a Write's error is a deadline of shut or of the
+// flusher behind it, which goes on with the rest.
 func (t *transmitter) stoppedBy(err error) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return errors.Is(err, os.ErrDeadlineExceeded) && time.Now().Before(t.until)
+	return errors.Is(err, os.ErrDeadlineExceeded) && t.ended != nil
 }
