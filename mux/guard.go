@@ -457,7 +457,7 @@ func (g *guard) Close() error {
 	return nil
 }
 
-// closeConn sends a sealed close, which can take a second.
+// closeConn sends a sealed close, which takes for as long as bytes move.
 func (g *guard) closeConn() {
 	g.closing.Store(true)
 	g.conn.Close()
