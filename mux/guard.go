@@ -94,6 +94,7 @@ type guard struct {
 	gaps      map[uint32]struct{} // lower ones that it has not opened yet
 	lastOut   uint32              // highest id that this node opened
 	unackedIn int
+	resets    int    // flows with a localRST
 	inject    []byte // headers for yamux
 	pings     map[uint32]time.Time
 	pongsDue  int
@@ -513,6 +514,7 @@ func (g *guard) sweep(now time.Time) {
 	for _, f := range late {
 		if g.flows[f.id] == f && !f.remoteFin {
 			f.localRST = time.Now()
+			g.resets++
 			g.inject = appendHeader(g.inject, yamuxWindowUpdate, flagFIN, f.id, 0)
 			resets = appendHeader(resets, yamuxWindowUpdate, flagRST, f.id, 0)
 		}
@@ -521,6 +523,13 @@ func (g *guard) sweep(now time.Time) {
 	if len(resets) > 0 {
 		g.queue(resets)
 	}
+}
+
+// awaitsPong tells whether there are flows that only a ping's answer forgets.
+func (g *guard) awaitsPong() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.resets > 0
 }
 
 // largest returns the flow with the most unread bytes, of those that are not

@@ -198,6 +198,9 @@ func (g *guard) forget(f *flow, taken bool) {
 	}
 	delete(g.flows, f.id)
 	f.taken = taken
+	if !f.localRST.IsZero() {
+		g.resets--
+	}
 	f.to.over(taken)
 	if f.acked {
 		return
@@ -248,6 +251,9 @@ func (g *guard) inboundPing(h yamuxHeader) error {
 // answered: the peer has seen the RST, and has had time to send what it had
 // under way.
 func (g *guard) forgetReset(before time.Time) {
+	if g.resets == 0 {
+		return
+	}
 	for _, f := range g.flows {
 		if !f.localRST.IsZero() && f.localRST.Before(before.Add(-lateAfterReset)) {
 			g.forget(f, true)

@@ -53,6 +53,7 @@ type link struct {
 	retired  sync.Once     // closes gone
 
 	leaveOnce sync.Once
+	expected  chan struct{} // has an element when streams have come to a link without
 	left      atomic.Bool   // the peer sent go away
 	told      chan struct{} // closed when this node has, after leave
 	dead      chan struct{} // closed when the link has ended
@@ -75,6 +76,7 @@ func newLink(p *peer, conn sealedConn, raw net.Conn, dialed bool, address string
 		requests: make(chan *openRequest),
 		gone:     make(chan struct{}),
 		told:     make(chan struct{}),
+		expected: make(chan struct{}, 1),
 		dead:     make(chan struct{}),
 		done:     make(chan struct{}),
 		streams:  make(map[*Stream]struct{}),
@@ -228,7 +230,9 @@ func (l *link) add(s *Stream) {
 	l.streams[s] = struct{}{}
 	dead := l.err != nil
 	l.mu.Unlock()
-	l.load.Add(1)
+	if l.load.Add(1) == 1 {
+		l.expect()
+	}
 	if dead {
 		s.linkEnded()
 	}
@@ -531,75 +535,6 @@ func (s *Stream) refuse(status Status, text string) error {
 	s.abort(&OpenError{Status: status, Text: text}, false)
 	return err
 }
-
-// watch pings the peer, which also measures the round trip, and ends a link
-// on which a ping is out and nothing moves: nothing arrives, and the peer
-// acknowledges nothing of what was sent. A link that is merely slow or loaded
-// always moves. Ticks are counted, not time, so that a process that was
-// stopped for a while does not take its own sleep for the peer's death.
-func (l *link) watch() {
-	ticker := time.NewTicker(l.mux.timing.tick)
-	defer ticker.Stop()
-	pong := make(chan time.Duration, 1)
-	pinging, quiet, silent, idle := false, 0, 0, 0
-	in, out := l.guard.bytesIn.Load(), l.acknowledged()
-	for tick := 0; ; tick++ {
-		if tick%pingTicks == 0 && !pinging {
-			pinging, quiet = true, 0
-			go func() {
-				if rtt, err := l.ys.Ping(); err == nil {
-					pong <- rtt
-				}
-			}()
-		}
-		if tick%sweepTicks == 0 {
-			l.guard.sweep(time.Now())
-		}
-		select {
-		case <-ticker.C:
-		case <-l.dead:
-			return
-		}
-		select {
-		case rtt := <-pong:
-			pinging = false
-			l.measured(rtt)
-		default:
-		}
-		nowIn, nowOut := l.guard.bytesIn.Load(), l.acknowledged()
-		if !pinging || nowIn != in || nowOut != out {
-			quiet = 0
-		} else if quiet++; quiet >= deadTicks {
-			l.fail(errDead)
-			return
-		}
-		if !pinging || nowIn != in {
-			silent = 0
-		} else if silent++; silent >= silentTicks {
-			l.fail(errDead)
-			return
-		}
-		in, out = nowIn, nowOut
-		if idle++; l.load.Load() > 0 || !l.surplus.Load() {
-			idle = 0
-		} else if idle >= idleTicks {
-			l.close(errSurplus)
-			return
-		}
-	}
-}
-
-const (
-	pingTicks  = 3
-	deadTicks  = 9
-	sweepTicks = 5
-	idleTicks  = 3
-
-	// A kernel goes on acknowledging small frames for a process that does not
-	// read any more, so that alone is a sign of life only for so long. It is
-	// long because a ping waits behind what a slow link has queued.
-	silentTicks = 30
-)
 
 func (l *link) measured(rtt time.Duration) {
 	l.lastRTT.Store(int64(rtt))

@@ -218,3 +218,126 @@ func testDeadPeer(t *testing.T, talk bool, limit time.Duration) {
 		b.Close()
 	})
 }
+
+// A beat collects when pings were answered on a link, whoever sent them.
+type beat struct {
+	mu    sync.Mutex
+	times []time.Time
+}
+
+func (b *beat) listen(c *Config) {
+	c.Hooks.RTT = func(string, time.Duration) {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.times = append(b.times, time.Now())
+	}
+}
+
+// pauses are the times between pings since the first ones, at link-up.
+func (b *beat) pauses() (list []time.Duration) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for i := 2; i < len(b.times); i++ {
+		list = append(list, b.times[i].Sub(b.times[i-1]))
+	}
+	return list
+}
+
+// TestPings: how often a link is asked for a sign of life, with all timers at
+// their defaults. No two pauses are alike.
+func TestPings(t *testing.T) {
+	for name, c := range map[string]struct {
+		stream, data bool
+		least, most  time.Duration // a minute's pings
+	}{
+		"no stream":      {false, false, 3, 6},
+		"a silent one":   {true, false, 20, 40},
+		"data both ways": {true, true, 0, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T) { testPings(t, c.stream, c.data, float64(c.least), float64(c.most)) })
+		})
+	}
+}
+
+func testPings(t *testing.T, stream, data bool, least, most float64) {
+	const minutes = 30
+	var b beat
+	m, n := pipePair(t, echo, b.listen)
+	defer n.Close()
+	defer m.Close()
+	s, err := m.Open(context.Background(), "b", toEcho)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !stream {
+		s.Close()
+	}
+	for range minutes * 60 * 2 {
+		if data {
+			if _, err := s.Write([]byte("x")); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.Read(make([]byte, 1)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(500 * time.Millisecond)
+	}
+	pauses := b.pauses()
+	if rate := float64(len(pauses)) / minutes; rate < least || rate > most {
+		t.Errorf("%.1f pings a minute", rate)
+	}
+	alike := make(map[time.Duration]int)
+	for _, p := range pauses {
+		if stream && p > 3100*time.Millisecond {
+			t.Errorf("nothing was heard for %v", p)
+		}
+		if alike[p.Round(time.Millisecond)]++; alike[p.Round(time.Millisecond)] > 10 {
+			t.Fatalf("%v again and again", p)
+		}
+	}
+}
+
+// TestOpenFindsADeadLink: a stream that is opened on a link that died while it
+// had none does not wait for the next ping.
+func TestOpenFindsADeadLink(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		var muted atomic.Bool
+		down := make(chan struct{}, 10)
+		a, b := pipePair(t, echo, func(c *Config) {
+			if dial := c.Dialer; dial != nil {
+				c.Hooks.LinkDown = func(string) { down <- struct{}{} }
+				c.Dialer = func(ctx context.Context, network, address string) (net.Conn, error) {
+					conn, err := dial(ctx, network, address)
+					if err != nil {
+						return nil, err
+					}
+					return &mutedConn{Conn: conn, muted: &muted, closed: make(chan struct{})}, nil
+				}
+			}
+		})
+		defer b.Close()
+		defer a.Close()
+		s, err := a.Open(context.Background(), "b", toEcho)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Close()
+		for i := range 20 {
+			time.Sleep(time.Minute + time.Duration(i)*700*time.Millisecond)
+			muted.Store(true)
+			time.Sleep(1500 * time.Millisecond)
+			begun := time.Now()
+			ctx, cancel := context.WithTimeout(context.Background(), 12*time.Second)
+			go a.Open(ctx, "b", toEcho)
+			<-down
+			if took := time.Since(begun); took > (deadTicks+2)*time.Second {
+				t.Fatalf("took %v", took)
+			}
+			muted.Store(false)
+			<-ctx.Done()
+			cancel()
+		}
+	})
+}
