@@ -327,7 +327,7 @@ func TestOpenFindsADeadLink(t *testing.T) {
 		for i := range 20 {
 			time.Sleep(time.Minute + time.Duration(i)*700*time.Millisecond)
 			muted.Store(true)
-			time.Sleep(1500 * time.Millisecond)
+			time.Sleep(2500 * time.Millisecond) // a silence
 			begun := time.Now()
 			ctx, cancel := context.WithTimeout(context.Background(), 12*time.Second)
 			go a.Open(ctx, "b", toEcho)
@@ -338,6 +338,43 @@ func TestOpenFindsADeadLink(t *testing.T) {
 			muted.Store(false)
 			<-ctx.Done()
 			cancel()
+		}
+	})
+}
+
+// TestOpenAsksAtOnce: whoever opens a stream after a silence asks for a sign of
+// life with it.
+func TestOpenAsksAtOnce(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		var b beat
+		m, n := pipePair(t, echo, b.listen)
+		defer n.Close()
+		defer m.Close()
+		last := func() time.Time {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			return b.times[len(b.times)-1]
+		}
+		asked := 0
+		for i := range 30 {
+			time.Sleep(time.Minute + time.Duration(i)*700*time.Millisecond)
+			if time.Since(last()) < 2*time.Second {
+				continue // that was no silence
+			}
+			begun := time.Now()
+			s, err := m.Open(context.Background(), "b", toEcho)
+			if err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(10 * time.Millisecond)
+			if last().Before(begun) {
+				t.Fatal("nobody asked")
+			}
+			s.Close()
+			asked++
+		}
+		if asked < 10 {
+			t.Fatalf("only %d silences", asked)
 		}
 	})
 }
