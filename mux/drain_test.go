@@ -76,6 +76,9 @@ func TestDrainCountsWhatThePeerLacks(t *testing.T) {
 	if err := b.Drain(ctx); !errors.As(err, &d) || d.Cut != 8 {
 		t.Fatal(err)
 	}
+	if b.log.count(`"unconfirmed":8`) != 1 {
+		t.Errorf("the link does not say so: %s", b.log)
+	}
 	if took := time.Since(begun); took > 100*time.Millisecond+2*(b.timing.cutGrace+b.timing.closeGrace) {
 		t.Fatalf("the deadline passed %v ago", took)
 	}

@@ -64,7 +64,8 @@ type link struct {
 	streams map[*Stream]struct{}
 	leaving bool // the streams that still come are refused
 	load    atomic.Int64
-	surplus atomic.Bool // to be closed when it has no streams
+	lost    atomic.Int64 // streams that ended here, and the peer did not confirm it
+	surplus atomic.Bool  // to be closed when it has no streams
 
 	replaced atomic.Bool // ended for a new link, which has its room
 }
@@ -252,6 +253,7 @@ func (l *link) remove(s *Stream, taken bool) {
 		return
 	}
 	if !taken {
+		l.lost.Add(1)
 		l.mux.lost.Add(1) // before it may seem that all have finished
 	}
 	l.load.Add(-1)

@@ -250,6 +250,9 @@ func (l *link) logDown() {
 	if v != nil {
 		e.Str("rule", string(v.Rule))
 	}
+	if n := l.lost.Load(); n > 0 {
+		e.Int64("unconfirmed", n)
+	}
 	e.Str("peer", l.peerName).Str("address", l.address).Bool("dialed", l.dialed).
 		Dur("age", time.Since(l.since)).Str("reason", reason).Msg("link down")
 }
