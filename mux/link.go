@@ -312,10 +312,10 @@ func (l *link) openOne(frame []byte) (*Stream, error) {
 	}
 	s, ok := l.guard.receiver(ys.StreamID()).(*Stream)
 	if !ok {
-		// The link died in between.
+		// The link died in between, or the peer was quick to reset it.
 		l.peer.releaseStream()
 		ys.Close()
-		return nil, errGoAway
+		return nil, l.unanswered(ErrTruncated)
 	}
 	s.attach(ys)
 	l.add(s)
