@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -23,6 +24,7 @@ import (
 type duplex interface {
 	io.ReadWriter
 	CloseWrite() error
+	SetReadDeadline(time.Time) error
 	// Close is for a connection whose directions have both ended.
 	Close() error
 	// abort ends it at once, so that the other end sees an error.
@@ -369,10 +371,17 @@ func (s *side) turnNow(offset int64) (int64, error) {
 }
 
 func (s *side) read() (err error) {
+	read := s.readChunks
 	if from, ok := s.conn.(io.WriterTo); ok && s.in.Sink {
-		_, err = from.WriteTo(&sink{side: s})
-	} else {
-		err = s.readChunks()
+		read = func() error { _, err := from.WriteTo(&sink{side: s}); return err }
+	}
+	for {
+		if s.in.Hurry > 0 {
+			s.conn.SetReadDeadline(time.Now().Add(s.in.Hurry))
+		}
+		if err = read(); !errors.Is(err, os.ErrDeadlineExceeded) {
+			break
+		}
 	}
 	if err == nil {
 		s.end()

@@ -163,6 +163,9 @@ func generateHalf(d draw) Half {
 		h.PauseAt = d.Int64N(h.Length)
 		h.Pause = d.log(60 * time.Second)
 	}
+	if d.chance(0.2) {
+		h.Hurry = max(20*time.Millisecond, d.log(5*time.Second))
+	}
 	if d.chance(0.3) {
 		h.EndAfter = d.log(20 * time.Second)
 	}

@@ -92,6 +92,7 @@ type Half struct {
 	Chunk    int           // bytes that are written together, at most
 	Sink     bool          // the reader has the stream write to it
 	Room     int           // bytes that are read together, at most
+	Hurry    time.Duration // the reader's deadline: it gives up after so long, and tries again; 0: none
 	PauseAt  int64         // the reader stops there
 	Pause    time.Duration // for so long
 	EndAfter time.Duration // all is written; then comes the end

@@ -247,7 +247,7 @@ func readPlan(t *testing.T, file string) *Plan {
 }
 
 // stuckAfter is how long a world may take of real time.
-const stuckAfter = 30 * time.Second
+const stuckAfter = 10 * time.Minute
 
 // runHere runs a plan in this process, which ends with its first failure.
 func runHere(t *testing.T, p *Plan) {
