@@ -8,6 +8,8 @@ import (
 	"math/rand/v2"
 	"net"
 	"time"
+
+	"github.com/sealane/sealane/test/pattern"
 )
 
 // loadConn is one app connection of the load client.
@@ -74,13 +76,13 @@ func (c *loadConn) upload(d time.Duration) (transfer, error) {
 		return transfer{}, fmt.Errorf("no acknowledgement of %d bytes: %w", sent, noCleanEnd(err))
 	}
 	t := transfer{sent, time.Since(start)}
-	return t, compare("acknowledgement", 0, reply, header{cmdAck, seed, uint64(sent)}.bytes())
+	return t, pattern.Compare("acknowledgement", 0, reply, header{cmdAck, seed, uint64(sent)}.bytes())
 }
 
 // download receives chunks that the target sends for d.
 func (c *loadConn) download(d time.Duration) (transfer, error) {
 	if c.buf == nil {
-		c.buf = make([]byte, chunkSize)
+		c.buf = make([]byte, pattern.ChunkSize)
 	}
 	seed := rand.Uint64()
 	start := time.Now()
@@ -115,7 +117,7 @@ func (c *loadConn) roundTrip(request []byte) error {
 	if _, err := io.ReadFull(c, c.msg); err != nil {
 		return fmt.Errorf("message %d did not come back: %w", c.n, noCleanEnd(err))
 	}
-	if err := compare(fmt.Sprintf("message %d", c.n), 0, c.msg, message(c.seed, c.n, len(c.msg))); err != nil {
+	if err := pattern.Compare(fmt.Sprintf("message %d", c.n), 0, c.msg, message(c.seed, c.n, len(c.msg))); err != nil {
 		return err
 	}
 	c.n++
@@ -130,7 +132,7 @@ func (c *loadConn) finish() error {
 	var one [1]byte
 	switch n, err := c.Read(one[:]); {
 	case n > 0:
-		return &wrongBytes{What: "end of the connection, where there is a surplus byte,"}
+		return &pattern.Wrong{What: "end of the connection, where there is a surplus byte,"}
 	case err == nil || errors.Is(err, io.EOF):
 		return c.Close()
 	default:

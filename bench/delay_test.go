@@ -9,6 +9,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/sealane/sealane/test/pattern"
 )
 
 // delayed starts a delay line and returns its two ends. The second is closed at the end of the stream.
@@ -29,7 +31,8 @@ func TestDelayKeepsRate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const delay = 25 * time.Millisecond
 		w, r, result := delayed(delay, 1<<20)
-		sent := bytes.Clone(table()[:300_000])
+		sent := make([]byte, 300_000)
+		pattern.Stream(1).Fill(sent, 0)
 		start := time.Now()
 		go func() {
 			for rest := sent; len(rest) > 0; {
@@ -59,12 +62,12 @@ func TestDelayFlight(t *testing.T) {
 		w, r, result := delayed(delay, 1000)
 		start := time.Now()
 		go func() {
-			w.Write(table()[:3000])
+			w.Write(pattern.EndChunk()[:3000])
 			w.Close()
 		}()
 		buf := make([]byte, 1000)
 		for i := range 3 {
-			if _, err := io.ReadFull(r, buf); err != nil || !bytes.Equal(buf, table()[i*1000:(i+1)*1000]) {
+			if _, err := io.ReadFull(r, buf); err != nil || !bytes.Equal(buf, pattern.EndChunk()[i*1000:(i+1)*1000]) {
 				t.Fatalf("part %d: wrong, %v", i, err)
 			}
 			// Each part has to wait until the one before could be acknowledged.

@@ -6,6 +6,8 @@ import (
 	"io"
 	"net"
 	"time"
+
+	"github.com/sealane/sealane/test/pattern"
 )
 
 // maxMessage and maxDownload bound what a header may ask of the target.
@@ -55,7 +57,7 @@ func serveTarget(c net.Conn) error {
 			return nil
 		}
 		if buf == nil && h.cmd == cmdUpload {
-			buf = make([]byte, chunkSize)
+			buf = make([]byte, pattern.ChunkSize)
 		}
 		if err := serveCommand(c, h, buf); err != nil {
 			return err

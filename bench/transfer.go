@@ -8,6 +8,8 @@ import (
 	"net"
 	"syscall"
 	"time"
+
+	"github.com/sealane/sealane/test/pattern"
 )
 
 // sendChunks writes chunks until d has passed, then the end chunk, and returns the number of bytes written.
@@ -15,13 +17,13 @@ func sendChunks(w io.Writer, seed uint64, d time.Duration) (int64, error) {
 	var sent int64
 	start := time.Now()
 	for n := uint64(0); time.Since(start) < d; n++ {
-		written, err := w.Write(chunk(seed, n))
+		written, err := w.Write(pattern.Stream(seed).Chunk(n))
 		sent += int64(written)
 		if err != nil {
 			return sent, fmt.Errorf("send after %d bytes: %w", sent, err)
 		}
 	}
-	written, err := w.Write(endChunk())
+	written, err := w.Write(pattern.EndChunk())
 	sent += int64(written)
 	if err != nil {
 		return sent, fmt.Errorf("send the end after %d bytes: %w", sent, err)
@@ -32,18 +34,18 @@ func sendChunks(w io.Writer, seed uint64, d time.Duration) (int64, error) {
 // receiveChunks reads one transfer up to and with its end chunk, checks every byte, and returns their number.
 // buf must hold a chunk.
 func receiveChunks(r io.Reader, seed uint64, buf []byte) (int64, error) {
-	buf = buf[:chunkSize]
+	buf = buf[:pattern.ChunkSize]
 	var got int64
 	for n := uint64(0); ; n++ {
 		read, err := io.ReadFull(r, buf)
 		if err != nil {
 			return got, fmt.Errorf("transfer cut after %d bytes: %w", got+int64(read), noCleanEnd(err))
 		}
-		wrong := compare("transfer", got, buf, chunk(seed, n))
-		if wrong != nil && !bytes.Equal(buf, endChunk()) {
+		wrong := pattern.Compare("transfer", got, buf, pattern.Stream(seed).Chunk(n))
+		if wrong != nil && !bytes.Equal(buf, pattern.EndChunk()) {
 			return got, wrong
 		}
-		got += chunkSize
+		got += pattern.ChunkSize
 		if wrong != nil {
 			return got, nil
 		}

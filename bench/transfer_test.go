@@ -9,6 +9,8 @@ import (
 	"net"
 	"testing"
 	"time"
+
+	"github.com/sealane/sealane/test/pattern"
 )
 
 // spoil is one direction of a relay that does harm.
@@ -170,7 +172,7 @@ func TestFaithfulRelay(t *testing.T) {
 			if err := errors.Join(err1, err2); err != nil {
 				t.Fatal(err)
 			}
-			if up.bytes < 2*chunkSize || down.bytes < 2*chunkSize {
+			if up.bytes < 2*pattern.ChunkSize || down.bytes < 2*pattern.ChunkSize {
 				t.Errorf("%d bytes up, %d down", up.bytes, down.bytes)
 			}
 		}
@@ -184,7 +186,7 @@ func TestFaithfulRelay(t *testing.T) {
 func TestHarmIsSeen(t *testing.T) {
 	harms := map[string]func(int64) spoil{"flip": flip, "cut": cut, "swap": swap, "repeat": repeat, "drop": drop}
 	for harm, spoilAt := range harms {
-		for _, at := range []int64{headerSize + 5, 70_000, chunkSize + headerSize + 1000} {
+		for _, at := range []int64{headerSize + 5, 70_000, pattern.ChunkSize + headerSize + 1000} {
 			for _, exchange := range []string{"upload", "download", "echo"} {
 				if exchange == "echo" && (harm == "swap" || harm == "repeat" || harm == "drop") {
 					continue // one message at a time: there are no blocks
@@ -198,7 +200,7 @@ func TestHarmIsSeen(t *testing.T) {
 					if err == nil {
 						t.Fatal("not seen")
 					}
-					wrong := (*wrongBytes)(nil)
+					wrong := (*pattern.Wrong)(nil)
 					if exchange == "download" && harm != "cut" && harm != "drop" && !errors.As(err, &wrong) {
 						t.Errorf("not called wrong bytes: %v", err)
 					}
@@ -213,7 +215,7 @@ func TestHarmIsSeen(t *testing.T) {
 	})
 	t.Run("surplus", func(t *testing.T) {
 		err := exchanges["download"](throughRelay(t, relayCopy, surplus))
-		if wrong := (*wrongBytes)(nil); !errors.As(err, &wrong) {
+		if wrong := (*pattern.Wrong)(nil); !errors.As(err, &wrong) {
 			t.Errorf("got %v", err)
 		}
 	})
@@ -229,33 +231,20 @@ func TestTargetReports(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	bad := bytes.Clone(chunk(7, 1))
+	bad := bytes.Clone(pattern.Stream(7).Chunk(1))
 	bad[300]++
-	for _, b := range [][]byte{header{cmd: cmdUpload, seed: 7}.bytes(), chunk(7, 0), bad} {
+	for _, b := range [][]byte{header{cmd: cmdUpload, seed: 7}.bytes(), pattern.Stream(7).Chunk(0), bad} {
 		if _, err := c.Write(b); err != nil {
 			t.Fatal(err)
 		}
 	}
-	wrong := (*wrongBytes)(nil)
-	if err := <-reports; !errors.As(err, &wrong) || wrong.Offset != chunkSize+300 {
+	wrong := (*pattern.Wrong)(nil)
+	if err := <-reports; !errors.As(err, &wrong) || wrong.Offset != pattern.ChunkSize+300 {
 		t.Errorf("got %v", err)
 	}
 }
 
-func TestPattern(t *testing.T) {
-	seen := make(map[*byte]bool)
-	for n := range uint64(positions) {
-		seen[&chunk(3, n)[0]] = true
-	}
-	if len(seen) != positions {
-		t.Errorf("%d distinct chunks of %d", len(seen), positions)
-	}
-	if bytes.Equal(chunk(0, 0), endChunk()) || bytes.Equal(chunk(0, 0), chunk(1, 0)) {
-		t.Error("chunks are alike")
-	}
-	// A sum that wraps around must not leave the table.
-	_ = chunk(1<<64-1, 1<<64-1)
-
+func TestHeader(t *testing.T) {
 	h := header{cmdDownload, 12, 34}
 	if got, err := parseHeader(h.bytes()); err != nil || got != h {
 		t.Errorf("got %v, %v", got, err)

@@ -2,12 +2,10 @@ package lab
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"os"
 	"sync"
@@ -17,10 +15,12 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sealane/sealane/test/pattern"
 )
 
-// A Transfer sends Up bytes to a Target, half-closes, and gets Down bytes and
-// their SHA-256 back. Both directions are pseudo-random from the seed.
+// A Transfer sends Up bytes to a Target, half-closes, and gets Down bytes back.
+// Both directions are streams of the pattern.
 type Transfer struct {
 	Seed     uint64
 	Up, Down uint32
@@ -42,16 +42,8 @@ func parseTransfer(header []byte) Transfer {
 	return Transfer{Seed: binary.BigEndian.Uint64(header), Up: word(8), Down: word(12), Silence: word(16)}
 }
 
-// stream gives the bytes of one direction.
-func (x Transfer) stream(down bool) io.Reader {
-	n, seed := x.Up, x.Seed
-	if down {
-		n, seed = x.Down, ^x.Seed
-	}
-	var key [32]byte
-	binary.BigEndian.PutUint64(key[:], seed)
-	return io.LimitReader(rand.NewChaCha8(key), int64(n))
-}
+func (x Transfer) up() pattern.Stream   { return pattern.Stream(x.Seed) }
+func (x Transfer) down() pattern.Stream { return pattern.Stream(^x.Seed) }
 
 // A Tally counts how transfers ended. Only Complete and Failed are good ends.
 type Tally struct {
@@ -81,7 +73,7 @@ func (t *Tally) Run(x Transfer, address string, limit time.Duration) error {
 		t.Complete.Add(1)
 	case errors.Is(err, errTruncated):
 		t.truncated.Add(1)
-	case errors.Is(err, errWrong):
+	case isWrong(err):
 		t.wrong.Add(1)
 	case errors.As(err, &netErr) && netErr.Timeout():
 		t.hung.Add(1)
@@ -91,12 +83,9 @@ func (t *Tally) Run(x Transfer, address string, limit time.Duration) error {
 	return err
 }
 
-var (
-	errTruncated = errors.New("a clean end before the last byte")
-	errWrong     = errors.New("wrong bytes")
-)
+var errTruncated = errors.New("a clean end before the last byte")
 
-// client does one transfer. Its errors besides errTruncated and errWrong are
+// client does one transfer. Its errors besides errTruncated and wrong bytes are
 // those of the connection.
 func (x Transfer) client(address string, limit time.Duration) error {
 	c, err := net.DialTimeout("tcp", address, limit)
@@ -109,7 +98,7 @@ func (x Transfer) client(address string, limit time.Duration) error {
 	sent := make(chan error, 1)
 	var halfClosed atomic.Bool
 	go func() {
-		_, err := io.Copy(conn, io.MultiReader(bytes.NewReader(x.header()), x.stream(false)))
+		_, err := io.Copy(conn, io.MultiReader(bytes.NewReader(x.header()), x.up().Reader(int64(x.Up))))
 		if err == nil {
 			halfClosed.Store(true)
 			err = conn.CloseWrite()
@@ -187,30 +176,20 @@ func wasReset(conn *net.TCPConn) bool {
 
 // receive checks the down direction to its very end.
 func (x Transfer) receive(conn io.Reader) error {
-	got, want := sha256.New(), sha256.New()
-	n, err := io.CopyN(got, conn, int64(x.Down))
-	if err == io.EOF {
-		return fmt.Errorf("%w: %d of %d", errTruncated, n, x.Down)
-	}
-	if err != nil {
+	got := pattern.Checker{Stream: x.down(), Length: int64(x.Down)}
+	// Without the WriteTo of a TCPConn, which tells of no progress.
+	if _, err := io.Copy(&got, struct{ io.Reader }{conn}); err != nil {
 		return err
 	}
-	io.Copy(want, x.stream(true))
-	sum := make([]byte, sha256.Size+1)
-	k, err := io.ReadFull(conn, sum)
-	switch {
-	case err == nil:
-		return fmt.Errorf("%w: more than was sent", errWrong)
-	case k == sha256.Size && err == io.ErrUnexpectedEOF:
-	case err == io.EOF || err == io.ErrUnexpectedEOF:
-		return fmt.Errorf("%w: in the hash", errTruncated)
-	default:
-		return err
-	}
-	if !bytes.Equal(got.Sum(nil), want.Sum(nil)) || !bytes.Equal(sum[:k], want.Sum(nil)) {
-		return errWrong
+	if !got.Whole() {
+		return fmt.Errorf("%w: %d of %d", errTruncated, got.Offset, x.Down)
 	}
 	return nil
+}
+
+func isWrong(err error) bool {
+	wrong := (*pattern.Wrong)(nil)
+	return errors.As(err, &wrong)
 }
 
 // A Target answers transfers and can be taken down and up again.
@@ -281,28 +260,20 @@ func (g *Target) serve(conn *net.TCPConn) {
 		return
 	}
 	x := parseTransfer(header)
-	got, want := sha256.New(), sha256.New()
-	n, err := io.Copy(got, conn)
-	if err != nil {
+	got := pattern.Checker{Stream: x.up(), Length: int64(x.Up)}
+	switch _, err := io.Copy(&got, conn); {
+	case isWrong(err):
+		g.tally.targetBad.Add(1)
+		return
+	case err != nil:
 		conn.SetLinger(0)
 		return
-	}
-	if n < int64(x.Up) {
+	case !got.Whole():
 		g.tally.targetTruncated.Add(1)
 		return
 	}
-	io.Copy(want, x.stream(false))
-	if !bytes.Equal(got.Sum(nil), want.Sum(nil)) {
-		g.tally.targetBad.Add(1)
-		return
-	}
 	time.Sleep(time.Duration(x.Silence) * time.Millisecond) // the silence is what is asked for
-	sum := sha256.New()
-	if _, err := io.Copy(io.MultiWriter(conn, sum), x.stream(true)); err != nil {
-		conn.SetLinger(0)
-		return
-	}
-	if _, err := conn.Write(sum.Sum(nil)); err != nil {
+	if _, err := io.Copy(conn, x.down().Reader(int64(x.Down))); err != nil {
 		conn.SetLinger(0)
 	}
 }
