@@ -22,7 +22,8 @@ const (
 	linkPort    = 7423
 	connectPort = 8118
 	appPorts    = 1000 // and an app's number
-	openTimeout = 3 * time.Minute
+	openTimeout = 3 * time.Minute // of an app
+	dialTimeout = time.Minute     // of a proxy
 )
 
 // A node is a name that has keys, and the processes behind it.
@@ -161,7 +162,7 @@ func (n *node) proxyConfig(p *process) proxy.Config {
 	w := n.world
 	cfg := proxy.Config{
 		Log:      w.logger(n.name),
-		Timeouts: proxy.Timeouts{Dial: openTimeout},
+		Timeouts: proxy.Timeouts{Dial: dialTimeout},
 		Dial: func(ctx context.Context, _, address string) (net.Conn, error) {
 			return w.dialTarget(ctx, p, address)
 		},

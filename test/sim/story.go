@@ -22,7 +22,7 @@ type story struct {
 
 const (
 	storyFirst = 60
-	storyLast  = 240
+	storyLast  = 1500
 )
 
 func newStory() *story { return &story{begun: time.Now(), hash: 14695981039346656037} }

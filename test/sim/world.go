@@ -138,7 +138,7 @@ func (a *app) unexplained() string {
 	defer a.mu.Unlock()
 	p := a.world.plan
 	switch {
-	case !p.calm():
+	case !p.calm() || a.plan.Reset == Server: // which may come before the answer to the client
 		return ""
 	case a.openErr != nil:
 		if a.plan.Target == TargetRefuses || a.plan.Target == TargetHangs || p.mayFailToOpen(a.plan) {
@@ -162,8 +162,9 @@ func (a *app) unexplained() string {
 	return ""
 }
 
-// closingTime is what streams, links and yamux's timers take to be forgotten.
-const closingTime = 10 * time.Minute
+// closingTime is what a stream takes to be forgotten whose peer never answers
+// its end, and then some.
+const closingTime = 90 * time.Second
 
 // rest checks that nothing is left of what apps did, and that every node can
 // still be used.
@@ -171,7 +172,7 @@ func (w *world) rest() {
 	time.Sleep(closingTime)
 	w.checkAccounts()
 	w.roundTrips()
-	time.Sleep(closingTime)
+	time.Sleep(10 * time.Second)
 	w.checkAccounts()
 }
 
