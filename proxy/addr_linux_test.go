@@ -99,7 +99,7 @@ func TestOwnPortsOnGlobalAddresses(t *testing.T) {
 	addAddress(t, "2001:db8::7")
 	addAddress(t, "203.0.113.7")
 	addRoute(t, "2001:db9::/32", unix.RTN_UNICAST)
-	p := newPolicy(&Config{Egress: []EgressRule{egressFor(t, "web", "*:*")}})
+	p := newPolicy(nil, []EgressRule{egressFor(t, "web", "*:*")})
 	p.own = func(port uint16) bool { return port == 7423 }
 	for to, refused := range map[string]bool{
 		"[2001:db8::7]:7423": true, "203.0.113.7:7423": true, "[2001:db8::7]:7424": false, "[2001:db9::7]:7423": false,

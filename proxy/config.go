@@ -18,6 +18,11 @@ type Config struct {
 	Services  []Service
 	Egress    []EgressRule
 
+	// Within, if not nil, is a second policy that must allow everything, too:
+	// the one of a config that cannot take effect as a whole, but may have taken
+	// something away. What it leads elsewhere is refused.
+	Within *Policy
+
 	// Peers holds the names of all known peers. A stream with a peer that an
 	// Update takes away is reset.
 	Peers []string
@@ -52,6 +57,13 @@ type Config struct {
 
 	Log   zerolog.Logger
 	Hooks Hooks
+}
+
+// A Policy is what apps and peers may reach.
+type Policy struct {
+	Routes   []Route
+	Services []Service
+	Egress   []EgressRule
 }
 
 // Kind is the protocol that a listener speaks with its apps.

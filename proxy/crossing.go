@@ -55,7 +55,14 @@ func (st *state) mayCross(ctx context.Context, kind Kind, dest Destination, addr
 				dest.Name, a, c.routes[i].Match, c.routes[i].To.Peer, dest.Name)
 		}
 	}
-	return nil
+	if st.within == nil {
+		return nil
+	}
+	at, f := st.within.route(ctx, kind, dest)
+	if f == nil {
+		f = st.within.mayCross(ctx, kind, dest, addrs, at)
+	}
+	return f
 }
 
 // mayComplete says why a name without a dot must not be dialed by the direct

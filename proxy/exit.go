@@ -26,14 +26,15 @@ type policy struct {
 	egress   map[string][]Match // by peer
 	own      ownPorts
 	ownFile  func(path string) bool // whether this process listens on the unix socket
+	within   *policy                // must allow everything, too; nil if there is none
 }
 
-func newPolicy(cfg *Config) policy {
+func newPolicy(services []Service, egress []EgressRule) policy {
 	p := policy{services: make(map[string]Service), egress: make(map[string][]Match)}
-	for _, s := range cfg.Services {
+	for _, s := range services {
 		p.services[s.Name] = s
 	}
-	for _, rule := range cfg.Egress {
+	for _, rule := range egress {
 		for _, peer := range rule.Allow {
 			p.egress[peer] = append(p.egress[peer], rule.Match...)
 		}
@@ -54,6 +55,21 @@ func (own ownPorts) refuses(a netip.Addr, port uint16) (string, bool) {
 
 // service returns the service if peer may use it.
 func (p policy) service(peer, name string) (Service, *failure) {
+	s, f := p.allowedService(peer, name)
+	if f != nil || p.within == nil {
+		return s, f
+	}
+	still, f := p.within.allowedService(peer, name)
+	if f == nil && still.Address != s.Address {
+		f = &failure{ResultUnknownService, fmt.Sprintf("service %q is to be at %v", name, still.Address), "unknown service"}
+	}
+	if f != nil {
+		f.reason += withdrawn
+	}
+	return s, f
+}
+
+func (p policy) allowedService(peer, name string) (Service, *failure) {
 	s, ok := p.services[name]
 	switch {
 	case !ok:
@@ -64,15 +80,30 @@ func (p policy) service(peer, name string) (Service, *failure) {
 	return s, nil
 }
 
+// withdrawn explains a refusal by policy.within.
+const withdrawn = ", says the config whose reload was refused"
+
 // mayReach reports whether any address of dest could be allowed, before it is
 // looked up: a peer that is allowed nothing causes no queries.
 func (p policy) mayReach(peer string, dest Destination) *failure {
 	for _, m := range p.egress[peer] {
 		if dest.Name == "" || m.matchesName(dest.Name, dest.Port) || m.kind == matchPrefix && m.matchesPort(dest.Port) {
-			return nil
+			return p.within.mayReachToo(peer, dest)
 		}
 	}
 	return &failure{ResultDenied, fmt.Sprintf("no egress rule lets peer %q reach %v", peer, dest), "not allowed"}
+}
+
+// mayReachToo is mayReach for a policy that may be missing.
+func (p *policy) mayReachToo(peer string, dest Destination) *failure {
+	if p == nil {
+		return nil
+	}
+	f := p.mayReach(peer, dest)
+	if f != nil {
+		f.reason += withdrawn
+	}
+	return f
 }
 
 // allowed returns those addresses of dest that peer may reach, or why none is.
@@ -107,6 +138,11 @@ func (p policy) refuses(peer string, dest Destination, a netip.Addr) string {
 	case isSpecial && !literal:
 		return fmt.Sprintf("%v is %s and no egress rule for peer %q names it literally", at, r.what, peer)
 	}
+	if p.within != nil {
+		if reason := p.within.refuses(peer, dest, a); reason != "" {
+			return reason + withdrawn
+		}
+	}
 	reason, _ := p.own.refuses(a, dest.Port)
 	return reason
 }
@@ -122,7 +158,10 @@ type grant struct {
 // holds reports whether the stream would still be let in.
 func (g grant) holds(p policy) bool {
 	if g.service != "" {
-		_, f := p.service(g.peer, g.service)
+		_, f := p.allowedService(g.peer, g.service)
+		if f == nil && p.within != nil {
+			_, f = p.within.allowedService(g.peer, g.service)
+		}
 		return f == nil
 	}
 	return p.refuses(g.peer, g.dest, g.addr) == ""

@@ -91,9 +91,17 @@ func (p *Proxy) newNames(st *state, old *names) *names {
 		n.resolve = p.resolver.lookup
 	}
 	transparent := slices.ContainsFunc(st.cfg.Listeners, func(l Listener) bool { return l.Kind == KindTransparent })
-	for i, r := range st.cfg.Routes {
+	n.add(&st.cfg, transparent, old)
+	if st.within != nil {
+		n.add(&st.within.cfg, transparent, old)
+	}
+	return n
+}
+
+func (n *names) add(c *Config, transparent bool, old *names) {
+	for i, r := range c.Routes {
 		host, ok := r.Match.HostName()
-		if !ok || n.hosts[host] != nil || !transparent && !st.cfg.aheadOfDirect(i) {
+		if !ok || n.hosts[host] != nil || !transparent && !c.aheadOfDirect(i) {
 			continue
 		}
 		if old != nil && old.hosts[host] != nil {
@@ -102,7 +110,6 @@ func (p *Proxy) newNames(st *state, old *names) *names {
 		}
 		n.hosts[host] = &hostAddrs{family{host: host, network: "ip4"}, family{host: host, network: "ip6"}}
 	}
-	return n
 }
 
 // lookupTimeout lets a connection outlive a lookup that hangs and its own

@@ -65,7 +65,8 @@ type state struct {
 	peers  map[string]bool
 	policy policy
 	dialer dialer
-	names  *names // of the routes
+	names  *names // of the routes, those of within too
+	within *state // of Config.Within: its routes alone; nil if there is none
 }
 
 func (st *state) dialTimeout() time.Duration {
@@ -125,16 +126,25 @@ func (p *Proxy) compile(cfg Config) (*state, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	st := &state{cfg: cfg, peers: make(map[string]bool), policy: newPolicy(&cfg), dialer: newDialer(&cfg)}
+	st := &state{cfg: cfg, peers: make(map[string]bool), policy: newPolicy(cfg.Services, cfg.Egress), dialer: newDialer(&cfg)}
 	for _, name := range cfg.Peers {
 		st.peers[name] = true
 	}
 	st.policy.own, st.policy.ownFile = p.isOwnPort, p.isOwnSocket
+	if w := cfg.Within; w != nil {
+		within := newPolicy(w.Services, w.Egress)
+		within.own, within.ownFile = p.isOwnPort, p.isOwnSocket
+		st.policy.within = &within
+		st.within = &state{cfg: Config{Routes: w.Routes}}
+	}
 	var old *names
 	if prev := p.state.Load(); prev != nil {
 		old = prev.names
 	}
 	st.names = p.newNames(st, old)
+	if st.within != nil {
+		st.within.names = st.names
+	}
 	return st, nil
 }
 
@@ -545,7 +555,9 @@ func (c *Config) check() error {
 		if r.To.Direct == (r.To.Peer != "") {
 			return fmt.Errorf("route %s: write either a peer or direct", r.Match)
 		}
-		if !r.To.Direct && !c.knows(r.To.Peer) {
+		// A peer that Within has cost its keys is still where the route leads,
+		// and that fails: what follows must not catch what it matches.
+		if !r.To.Direct && !c.knows(r.To.Peer) && c.Within == nil {
 			return fmt.Errorf("route %s: unknown peer %q", r.Match, r.To.Peer)
 		}
 	}

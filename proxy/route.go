@@ -48,6 +48,21 @@ func (st *state) firstRoute(ctx context.Context, kind Kind, dest Destination) in
 	})
 }
 
+// agrees says why Config.Within does not lead dest where this state does.
+func (st *state) agrees(ctx context.Context, kind Kind, dest Destination, to Target) *failure {
+	if st.within == nil {
+		return nil
+	}
+	at, f := st.within.route(ctx, kind, dest)
+	if f == nil && st.within.cfg.Routes[at].To != to {
+		f = &failure{result: ResultNoRoute, reason: fmt.Sprintf("%v is to go another way", dest)}
+	}
+	if f != nil {
+		f.reason += withdrawn
+	}
+	return f
+}
+
 // reach opens the way to where an app's connection goes: dest by the routes,
 // or to for a forward listener.
 func (p *Proxy) reach(rec *record, l *listener, to Target, dest Destination) (far, *failure) {
@@ -62,7 +77,11 @@ func (p *Proxy) reach(rec *record, l *listener, to Target, dest Destination) (fa
 		if f != nil {
 			return nil, f
 		}
-		if to = st.cfg.Routes[at].To; to.Direct {
+		to = st.cfg.Routes[at].To
+		if f := st.agrees(ctx, Kind(rec.via), dest, to); f != nil {
+			return nil, f
+		}
+		if to.Direct {
 			rec.peer = PeerDirect
 			return st.direct(ctx, rec, l, dest, at)
 		}
@@ -158,6 +177,9 @@ func (st *state) refusesDirect(a netip.Addr, port uint16) (string, bool) {
 	if !ok || slices.ContainsFunc(st.cfg.Routes, func(route Route) bool {
 		return route.To.Direct && route.Match.namesLiterally(a, port, r)
 	}) {
+		if st.within != nil {
+			return st.within.refusesDirect(a, port)
+		}
 		return "", false
 	}
 	return fmt.Sprintf("%v is %s and no direct route names it literally", netip.AddrPortFrom(a, port), r.what), true

@@ -36,10 +36,13 @@ type node struct {
 	cancel  context.CancelFunc
 
 	mu       sync.Mutex
-	cfg      *config.Config
+	cfg      *config.Config // in force
+	base     *config.Config // the last that took effect as a whole; cfg is all or, after a refused reload, a part of it
+	within   *proxy.Policy  // of that refused config, if cfg is a part
 	loaded   time.Time
 	reloads  [2]uint64 // good and bad
 	lastBad  string    // the error of the last reload, "" if it was good
+	tried    string    // the revision of the last reload, "" if it could not be read
 	draining bool
 	links    net.Listener // nil if there is none
 	admin    *adminServer // nil if there is none
@@ -61,7 +64,7 @@ type nodeOptions struct {
 func startNode(cfg *config.Config, log zerolog.Logger, options nodeOptions) (_ *node, err error) {
 	n := &node{
 		logger: log, options: options, metrics: newMetrics(), events: &events{},
-		started: time.Now(), cfg: cfg, loaded: time.Now(),
+		started: time.Now(), cfg: cfg, base: cfg, tried: cfg.Revision, loaded: time.Now(),
 	}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	var admin net.Listener
@@ -269,14 +272,49 @@ func (n *node) summary() string {
 	return fmt.Sprintf("%s, %s, config revision %s", count(len(cfg.Peers), "peer"), count(len(cfg.Listeners), "listener"), cfg.Revision)
 }
 
-// update applies a config as a whole, or nothing of it.
-func (n *node) update(next *config.Config) (err error) {
+// update applies a config as a whole, or nothing of it but what it takes away:
+// then it returns that, in words, with the error.
+func (n *node) update(next *config.Config) (withdrawn []string, err error) {
+	if err := n.apply(next, nil); err != nil {
+		return n.refuse(next, err)
+	}
+	n.mu.Lock()
+	n.base, n.loaded = next, time.Now()
+	n.mu.Unlock()
+	n.warnOf(next)
+	return nil, nil
+}
+
+// refuse leaves the last config that took effect in force, for as much as next
+// allows, too.
+func (n *node) refuse(next *config.Config, why error) (withdrawn []string, err error) {
+	n.mu.Lock()
+	base, whole := n.base, n.within == nil
+	n.mu.Unlock()
+	left, withdrawn := withdraw(base, next)
+	var within *proxy.Policy
+	switch {
+	case len(withdrawn) > 0:
+		within = &proxy.Policy{Routes: next.Routes, Services: next.Services, Egress: next.Egress}
+	case whole:
+		return nil, why
+	default: // an earlier refused one took away what this one does not
+		left = base
+	}
+	if err := n.apply(left, within); err != nil {
+		return nil, errors.Join(why, fmt.Errorf("what this takes away is still there: %w", err))
+	}
+	return withdrawn, why
+}
+
+// apply puts a config in force, or changes nothing.
+func (n *node) apply(next *config.Config, within *proxy.Policy) error {
 	links, admin, err := n.rebind(next)
 	if err != nil {
 		return err
 	}
 	n.mu.Lock()
-	before, oldLinks, oldAdmin := n.cfg, n.links, n.admin
+	before, beforeWithin, oldLinks, oldAdmin := n.cfg, n.within, n.links, n.admin
 	n.mu.Unlock()
 	n.metrics.setPeers(nil, peerNames(next))
 	undo := func() {
@@ -284,16 +322,20 @@ func (n *node) update(next *config.Config) (err error) {
 		closeNew(admin, adminListener(oldAdmin))
 		n.metrics.setPeers(peerNames(next), peerNames(before))
 	}
-	if err := n.proxy.Update(n.proxyConfig(next, links, admin)); err != nil {
+	pc := n.proxyConfig(next, links, admin)
+	pc.Within = within
+	if err := n.proxy.Update(pc); err != nil {
 		undo()
 		return err
 	}
 	if err := n.mux.Update(n.muxConfig(next)); err != nil {
 		undo()
-		return errors.Join(err, n.proxy.Update(n.proxyConfig(before, oldLinks, adminListener(oldAdmin))))
+		pc := n.proxyConfig(before, oldLinks, adminListener(oldAdmin))
+		pc.Within = beforeWithin
+		return errors.Join(err, n.proxy.Update(pc))
 	}
 	n.metrics.setPeers(peerNames(before), peerNames(next))
-	n.adopt(next, links, admin)
+	n.adopt(next, within, links, admin)
 	return nil
 }
 
@@ -333,10 +375,10 @@ func adminListener(a *adminServer) net.Listener {
 }
 
 // adopt makes next the current config and serves on its addresses alone.
-func (n *node) adopt(next *config.Config, links, admin net.Listener) {
+func (n *node) adopt(next *config.Config, within *proxy.Policy, links, admin net.Listener) {
 	n.mu.Lock()
 	oldLinks, oldAdmin := n.links, n.admin
-	n.cfg, n.loaded, n.links = next, time.Now(), links
+	n.cfg, n.within, n.links = next, within, links
 	if admin != adminListener(oldAdmin) {
 		n.admin = nil
 		if admin != nil {
@@ -353,16 +395,16 @@ func (n *node) adopt(next *config.Config, links, admin net.Listener) {
 	if oldAdmin != nil && admin != oldAdmin.listener {
 		oldAdmin.close()
 	}
-	n.warnOf(next)
 }
 
-// reloaded records and tells how a reload went.
-func (n *node) reloaded(why string, err error) {
+// reloaded records and tells how a reload went: to which config, if that could
+// be read, and what it took away although it was refused.
+func (n *node) reloaded(why string, next *config.Config, withdrawn []string, err error) {
 	n.mu.Lock()
 	cfg := n.cfg
+	n.tried, n.lastBad = revisionOf(next), ""
 	if err == nil {
 		n.reloads[0]++
-		n.lastBad = ""
 	} else {
 		n.reloads[1]++
 		n.lastBad = err.Error()
@@ -370,9 +412,14 @@ func (n *node) reloaded(why string, err error) {
 	n.mu.Unlock()
 	if err != nil {
 		n.metrics.configReloads.WithLabelValues("failed").Inc()
-		n.events.add(eventConfig, "", "a reload was refused, the old config stays: "+err.Error())
-		n.logger.Error().Str("cause", why).Strs("errors", strings.Split(err.Error(), "\n")).Str("revision", cfg.Revision).
-			Msg("reload refused; the old config stays in force")
+		text := "a reload was refused, the old config stays: " + err.Error()
+		line := n.logger.Error().Str("cause", why).Strs("errors", strings.Split(err.Error(), "\n")).Str("revision", cfg.Revision)
+		if len(withdrawn) > 0 {
+			line.Strs("withdrawn", withdrawn)
+			text += "; withdrawn all the same: " + strings.Join(withdrawn, ", ")
+		}
+		n.events.add(eventConfig, "", text)
+		line.Msg("reload refused; the old config stays in force")
 		return
 	}
 	n.metrics.configReloads.WithLabelValues("ok").Inc()
@@ -380,15 +427,23 @@ func (n *node) reloaded(why string, err error) {
 	n.logger.Info().Str("cause", why).Str("revision", cfg.Revision).Msg("config reloaded")
 }
 
+func revisionOf(c *config.Config) string {
+	if c == nil {
+		return ""
+	}
+	return c.Revision
+}
+
 // knows says whether a reload that came to cfg or err would change nothing and
 // say nothing new.
 func (n *node) knows(cfg *config.Config, err error) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	text := ""
 	if err != nil {
-		return err.Error() == n.lastBad
+		text = err.Error()
 	}
-	return n.lastBad == "" && cfg.Revision == n.cfg.Revision
+	return text == n.lastBad && revisionOf(cfg) == n.tried
 }
 
 func (n *node) config() *config.Config {

@@ -178,22 +178,21 @@ const (
 	causeFile   = "file changed"
 )
 
-// reload applies the config anew. A bad one changes nothing.
+// reload applies the config anew. A bad one changes nothing; of one that this
+// process cannot have, what it takes away takes effect.
 func (r *runner) reload(why string) {
 	cfg, err := r.load()
-	if err == nil {
-		err = r.sandbox.Covers(sandbox.For(cfg))
-	}
 	files := r.node.config().Files
 	var invalid *config.Invalid
-	if errors.As(err, &invalid) {
+	switch {
+	case err == nil:
+		files = cfg.Files
+		err = r.sandbox.Covers(sandbox.For(cfg))
+	case errors.As(err, &invalid):
 		// What mends it may be a file that only the bad config names, and what
 		// kept that from being read may be the sandbox.
 		files = append(files[:len(files):len(files)], invalid.Files...)
 		err = errors.Join(err, r.sandbox.Covers(sandbox.Needs{Read: invalid.Files}))
-	}
-	if err == nil {
-		files = cfg.Files
 	}
 	if r.watcher != nil {
 		r.watcher.watch(files)
@@ -202,15 +201,29 @@ func (r *runner) reload(why string) {
 		return // another file, or another time, and the same content
 	}
 	r.told(r.manager.Reloading())
-	if err == nil {
-		err = r.node.update(cfg)
+	var withdrawn []string
+	switch {
+	case err == nil:
+		withdrawn, err = r.node.update(cfg)
+	case cfg != nil:
+		withdrawn, err = r.node.refuse(cfg, err)
 	}
 	if err == nil {
 		r.sink.configure(cfg)
 		r.boundMemory(cfg)
 	}
-	r.node.reloaded(why, err)
+	r.node.reloaded(why, cfg, withdrawn, err)
+	if err == nil {
+		r.noteRoom(cfg)
+	}
 	r.told(r.manager.Ready(r.node.summary()))
+}
+
+// noteRoom says that what a config newly grants in advance is not there yet.
+func (r *runner) noteRoom(cfg *config.Config) {
+	if keys := r.sandbox.Awaits(sandbox.For(cfg).Room); len(keys) > 0 {
+		r.node.logger.Warn().Strs("keys", keys).Msg("the sandbox is as it was set at the start; what these keys add to it takes effect at a restart")
+	}
 }
 
 // drain stops the node: nothing new is taken, what runs may finish until the

@@ -431,6 +431,43 @@ func TestReloadInSandbox(t *testing.T) {
 	near.waitFor("config reloaded", 1)
 }
 
+// TestReloadInRoom: what sandbox of the config granted at the start, a reload
+// may use without a restart.
+func TestReloadInRoom(t *testing.T) {
+	room, free := t.TempDir(), freePort(t)
+	near, _ := pair(t, fmt.Sprintf("sandbox: {ports: [%d], paths: [%s]}\n", free, room))
+	c := dial(t, near.forward())
+	if err := talk(c, "before\n"); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(room, "other.key"), string(newKey(t).PEM()), 0o600)
+	near.edit("listeners:\n", fmt.Sprintf("listeners:\n  - socks5: 127.0.0.1:%d\n  - connect: unix:%s/s\n", free, room))
+	near.edit("identity: node.key", "identity: "+room+"/other.key")
+	near.reload()
+	if err := talk(c, "after\n"); err != nil {
+		t.Error(err)
+	}
+	dial(t, fmt.Sprintf("127.0.0.1:%d", free))
+	dialUnix(t, filepath.Join(room, "s"))
+	// More room takes a restart, which is said and is no error.
+	near.edit(fmt.Sprintf("ports: [%d]", free), fmt.Sprintf("ports: [%d, 1]", free))
+	near.reload()
+	const said = "the sandbox is as it was set at the start; what these keys add to it takes effect at a restart"
+	if keys := near.waitFor(said, 1)["keys"]; fmt.Sprint(keys) != "[sandbox.ports]" {
+		t.Errorf("keys %v", keys)
+	}
+}
+
+func freePort(t *testing.T) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
 // TestServiceManager runs under a stand-in for systemd.
 func TestServiceManager(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "notify")
