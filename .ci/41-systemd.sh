@@ -60,12 +60,19 @@ until_ 'systemd is up' running
 
 property() { inside systemctl show -P "$1" "$2"; }
 write() { inside tee "$1" >/dev/null; }
+# key NAME: the key of sealane.service, or of an instance with its user and folder.
 key() {
-    inside sealane keygen -o "/etc/sealane/$1.key"
-    inside chown sealane: "/etc/sealane/$1.key"
+    local name=sealane${1:+-$1}
+    if [ -n "$1" ]; then
+        inside useradd --system --user-group --home-dir /nonexistent --no-create-home --shell /usr/sbin/nologin "$name"
+        inside install -d -o root -g "$name" -m 750 "/etc/$name"
+    fi
+    inside sealane keygen -o "/etc/$name/node.key"
+    inside chown "$name:" "/etc/$name/node.key"
 }
 
-a=$(key a) b=$(key b)
+main=$(key '') a=$(key a) b=$(key b)
+[ -n "$main" ] || fail 'no key'
 inside mkdir /etc/systemd/system/sealane.service.d /etc/systemd/system/sealane@.service.d
 for unit in sealane sealane@; do
     write "/etc/systemd/system/$unit.service.d/test.conf" <<'E2'
@@ -76,16 +83,16 @@ E2
 done
 
 echo '- two instances, a link between them, a socket below 1024 that systemd opens'
-write /etc/sealane/a.yaml <<E2
-identity: a.key
+write /etc/sealane-a/sealane.yaml <<E2
+identity: node.key
 admin: unix:/run/sealane-a/admin.sock
 peers: [{name: b, keys: ["$b"], address: "127.0.0.1:7423"}]
 listeners:
   - forward: systemd:web
     to: {peer: b, service: web}
 E2
-write /etc/sealane/b.yaml <<E2
-identity: b.key
+write /etc/sealane-b/sealane.yaml <<E2
+identity: node.key
 listen: 127.0.0.1:7423
 peers: [{name: a, keys: ["$a"]}]
 services: [{name: web, address: "127.0.0.1:7424", allow: [a]}]
@@ -98,7 +105,7 @@ Service=sealane@a.service
 E2
 # The target is the admin endpoint of a third instance.
 write /etc/sealane/sealane.yaml <<'E2'
-identity: b.key
+identity: node.key
 admin: 127.0.0.1:7424
 E2
 inside systemctl daemon-reload
@@ -107,6 +114,19 @@ is 'the instance behind the socket' "$(property ActiveState sealane@a.service)" 
 is 'the page through the link' "$(inside curl -sS --max-time 60 http://127.0.0.1:80/live)" live
 is 'the instance behind the socket' "$(property ActiveState sealane@a.service)" active
 until_ 'the status by the socket' inside sealane status --ready --admin unix:/run/sealane-a/admin.sock
+
+echo '- no instance reads what another has'
+for who in sealane sealane-a sealane-b; do
+    for of in sealane sealane-a sealane-b; do
+        may=no
+        inside setpriv --reuid="$who" --regid="$who" --init-groups cat "/etc/$of/node.key" >/dev/null 2>&1 && may=yes
+        is "whether $who reads the key of $of" "$may" "$([ "$who" = "$of" ] && echo yes || echo no)"
+    done
+done
+for of in a b; do
+    is "the user of sealane@$of" "$(inside stat -c %U "/proc/$(property MainPID "sealane@$of.service")")" "sealane-$of"
+    is "the sockets' folder of sealane@$of" "$(inside stat -c '%U %a' "/run/sealane-$of")" "sealane-$of 755"
+done
 
 echo '- what systemd knows, and the sandbox beneath its filters'
 property StatusText sealane@a.service | grep -q '^1 peer, 1 listener, config revision ' || fail "status $(property StatusText sealane@a.service)"

@@ -88,7 +88,7 @@ of the config.
 The config of the service
 .BR sealane.service .
 .TP
-.I /etc/sealane/NAME.yaml
+.I /etc/sealane\-NAME/sealane.yaml
 That of
 .BR sealane@NAME.service .
 .SH EXIT STATUS

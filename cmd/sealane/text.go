@@ -39,8 +39,9 @@ func commands() []*command {
 			name: "run", run: runRun,
 			summary: "run the sidecar",
 			details: "TERM and INT drain it: nothing new is taken, connections finish until timeouts.drain, and a\n" +
-				"second signal cuts them. HUP reloads the config and keys. After USR1 peers open nothing new\n" +
-				"here, and all else goes on. Logs go to stderr.",
+				"second signal cuts them. HUP reloads the config and keys; what a config needs beyond sandbox of\n" +
+				"the one at the start takes a restart. After USR1 peers open nothing new here, and all else goes\n" +
+				"on. Logs go to stderr.",
 			options: []option{
 				config,
 				{"watch", "", "reload when a file of the config changes, too"},
