@@ -330,13 +330,3 @@ func Metric(admin, name string) float64 {
 	}
 	return -1
 }
-
-// Descriptors is how many descriptors a process has open.
-func Descriptors(t *testing.T, p *Process) int {
-	t.Helper()
-	list, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.Process.Pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return len(list)
-}
