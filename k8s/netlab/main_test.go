@@ -18,6 +18,8 @@ import (
 
 	"go.uber.org/goleak"
 	"golang.org/x/net/dns/dnsmessage"
+
+	"github.com/sealane/sealane/k8s/netlab"
 )
 
 // The programs under test are the real binary and Debian's clients and servers. The few that no package has are this
@@ -52,7 +54,7 @@ func must(err error) {
 var bin string
 
 func runTests(m *testing.M) (code int) {
-	if os.Geteuid() == 0 {
+	if netlab.Unable() == "" {
 		dir, err := os.MkdirTemp("", "netlab-")
 		must(err)
 		defer os.RemoveAll(dir)

@@ -3,7 +3,7 @@
 // Package netlab makes hosts out of network namespaces for tests that need several of them: each has its own
 // interfaces, addresses, routes and firewall rules, and programs run in it unmodified.
 //
-// It needs root and iproute2. Elsewhere tests that use it are skipped and say why; with CI=true in the environment,
+// It needs root, with the capabilities that a container's lacks, and iproute2. Elsewhere tests that use it are skipped and say why; with CI=true in the environment,
 // where everything is there on purpose, they fail instead.
 package netlab
 
@@ -31,7 +31,20 @@ type Host struct {
 
 var hosts atomic.Int32
 
-// Need skips the test unless it runs as root and every program is installed.
+// Unable says why this process cannot make network namespaces, or "". Root of a container usually cannot.
+var Unable = sync.OnceValue(func() string {
+	if os.Geteuid() != 0 {
+		return "making network namespaces needs root"
+	}
+	probe := exec.Command("ip", "link", "set", "lo", "up")
+	probe.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS}
+	if err := probe.Run(); err != nil {
+		return "making network namespaces needs the capabilities SYS_ADMIN and NET_ADMIN, and ip: " + err.Error()
+	}
+	return ""
+})
+
+// Need skips the test unless it can make hosts and every program is installed.
 func Need(t testing.TB, programs ...string) {
 	t.Helper()
 	missing := slices.DeleteFunc(slices.Clone(programs), func(p string) bool {
@@ -39,8 +52,8 @@ func Need(t testing.TB, programs ...string) {
 		return err == nil
 	})
 	switch {
-	case os.Geteuid() != 0:
-		Skip(t, "making network namespaces needs root")
+	case Unable() != "":
+		Skip(t, Unable())
 	case len(missing) > 0:
 		Skip(t, "not installed: "+strings.Join(missing, ", "))
 	}
