@@ -149,6 +149,7 @@ func TestUnixOwnFile(t *testing.T) {
 // TestUnixHeldLock: whoever holds the folder's lock delays a start and cannot
 // prevent it.
 func TestUnixHeldLock(t *testing.T) {
+	t.Parallel()
 	path := socketPath(t)
 	unlock := lockFolder(filepath.Dir(path))
 	defer unlock()

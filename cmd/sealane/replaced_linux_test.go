@@ -66,6 +66,7 @@ func namesItself(t *testing.T, address string) string {
 // TestReplacedHosts: in a sandbox, too, lookups go by the /etc/hosts that took
 // the place of the one at the start.
 func TestReplacedHosts(t *testing.T) {
+	t.Parallel()
 	first := namesItself(t, "127.0.0.1:0")
 	_, port, _ := net.SplitHostPort(first)
 	second := namesItself(t, "127.0.0.2:"+port)
