@@ -6,65 +6,78 @@ import (
 	"fmt"
 	"net"
 	"slices"
-	"strconv"
-	"syscall"
+	"strings"
+	"sync"
+	"sync/atomic"
 )
 
-// bindAll returns a listener for each of the config's, in its order: those of
-// old whose address stays, with its sockets untouched, and newly bound ones.
-// On an error everything is as before.
+// A bound is one listening socket. Its owner serves what it accepts: a reload
+// hands a socket that stays to another listener.
+type bound struct {
+	net.Listener
+	want  string // what it was bound for: one that a reload wants again stays
+	owner atomic.Pointer[listener]
+
+	serving, stopping sync.Once
+	stopped           chan struct{}
+	loop              sync.WaitGroup
+}
+
+func newBound(s net.Listener, want string) *bound {
+	return &bound{Listener: s, want: want, stopped: make(chan struct{})}
+}
+
+// bindAll returns a listener for each of the config's, in its order. Sockets
+// that the config still wants stay open, whoever had them, so that no
+// connection to them is lost. Until adopt, the old listeners serve as before;
+// on an error everything is as before.
 func (p *Proxy) bindAll(st *state, old []*listener) ([]*listener, error) {
-	b := binding{p: p, cfg: &st.cfg, free: slices.Clone(old)}
-	if err := b.bind(); err != nil {
-		return nil, errors.Join(err, b.undo())
+	b := binding{p: p, cfg: &st.cfg}
+	for _, l := range old {
+		b.free = append(b.free, l.all()...)
 	}
-	for i, l := range b.next {
-		l.cfg.Store(&st.cfg.Listeners[i])
+	if err := b.bind(old); err != nil {
+		return nil, errors.Join(err, b.undo())
 	}
 	return b.next, nil
 }
 
 // A binding is the work of one bindAll.
 type binding struct {
-	p         *Proxy
-	cfg       *Config
-	free      []*listener // old ones that no new config has claimed
-	next      []*listener
-	fresh     []*listener // bound by this call
-	displaced []*listener // closed by this call, to make room
-	restore   []func() error
+	p       *Proxy
+	cfg     *Config
+	free    []*bound // old ones that no new config has claimed
+	next    []*listener
+	fresh   []*bound // bound by this call
+	restore []func() error
 }
 
-func (b *binding) bind() error {
-	b.next = make([]*listener, len(b.cfg.Listeners))
+func (b *binding) bind(old []*listener) error {
+	ctx := context.Background()
+	wants := make([][]want, len(b.cfg.Listeners))
 	for i := range b.cfg.Listeners {
-		if err := b.claim(i); err != nil {
+		l := b.successor(i, old)
+		b.next = append(b.next, l)
+		var err error
+		if wants[i], err = l.cfg.wants(ctx); err != nil {
 			return b.wrap(i, err)
 		}
 	}
-	var clashes []int
-	for i := range b.cfg.Listeners {
-		if b.next[i] != nil {
-			continue
+	// First what stays, so that what remains is known to be on its way out.
+	for i, l := range b.next {
+		for j := range wants[i] {
+			if err := b.claim(l, &wants[i][j]); err != nil {
+				return b.wrap(i, err)
+			}
 		}
-		err := b.open(i)
-		if errors.Is(err, syscall.EADDRINUSE) && b.rival(i) != nil {
-			clashes = append(clashes, i)
-		} else if err != nil {
+	}
+	for i, l := range b.next {
+		if err := b.open(ctx, l, wants[i]); err != nil {
 			return b.wrap(i, err)
 		}
 	}
-	// The same port on another address, such as 0.0.0.0 in place of 127.0.0.1,
-	// cannot be bound beside the old one: that has to go first.
-	for _, i := range clashes {
-		for l := b.rival(i); l != nil; l = b.rival(i) {
-			l.stop()
-			b.displaced = append(b.displaced, l)
-			b.free = slices.DeleteFunc(b.free, func(f *listener) bool { return f == l })
-		}
-		if err := b.open(i); err != nil {
-			return b.wrap(i, err)
-		}
+	for _, l := range b.next {
+		b.absorb(l)
 	}
 	return nil
 }
@@ -73,164 +86,220 @@ func (b *binding) wrap(i int, err error) error {
 	return fmt.Errorf("listener %s: %w", b.cfg.Listeners[i].name(), err)
 }
 
-// claim keeps the sockets of an old listener with the same address.
-func (b *binding) claim(i int) error {
-	want := &b.cfg.Listeners[i]
-	at := slices.IndexFunc(b.free, func(l *listener) bool { return l.cfg.Load().Address == want.Address })
+// successor makes the listener for a config, which goes on counting where an
+// old one with the same address was.
+func (b *binding) successor(i int, old []*listener) *listener {
+	l := &listener{p: b.p, cfg: &b.cfg.Listeners[i], counts: new(counts)}
+	for _, o := range old {
+		taken := slices.ContainsFunc(b.next, func(n *listener) bool { return n.counts == o.counts })
+		if o.cfg.Address == l.cfg.Address && !taken {
+			l.counts, l.prev = o.counts, o
+			break
+		}
+	}
+	return l
+}
+
+// A want is a socket that a listener is to have.
+type want struct {
+	key  string
+	addr sockAddr // of a TCP socket
+	has  *bound
+}
+
+// wants lists the sockets of a listener, with those of systemd as one.
+func (l *Listener) wants(ctx context.Context) ([]want, error) {
+	if l.Address.Network != "tcp" {
+		return []want{{key: l.Address.String()}}, nil
+	}
+	addrs, err := l.Address.sockAddrs(ctx, l.Kind)
+	if err != nil {
+		return nil, err
+	}
+	wants := make([]want, len(addrs))
+	for i, a := range addrs {
+		wants[i] = want{key: a.String(), addr: a}
+	}
+	return wants, nil
+}
+
+// claim keeps the old socket that is wanted. One whose port the kernel picked
+// stays with the address of the config that it was picked for.
+func (b *binding) claim(l *listener, w *want) error {
+	at := slices.IndexFunc(b.free, func(s *bound) bool {
+		own := l.prev != nil && slices.Contains(l.prev.socks, s)
+		return s.want == w.key && (own || !l.cfg.Address.anyPort())
+	})
 	if at < 0 {
 		return nil
 	}
-	l := b.free[at]
-	have := l.cfg.Load()
-	if err := want.checkBound(l.local); err != nil {
-		return err
-	}
-	if want.Address.Network == "unix" && (have.Mode != want.Mode || have.Owner != want.Owner) {
-		b.restore = append(b.restore, func() error { return l.setOwnership(have) })
-		if err := l.setOwnership(want); err != nil {
-			return err
-		}
-	}
+	w.has = b.free[at]
 	b.free = slices.Delete(b.free, at, at+1)
-	b.next[i] = l
-	return nil
-}
-
-func (b *binding) open(i int) error {
-	l, err := b.p.listen(b.cfg, &b.cfg.Listeners[i])
-	if err != nil {
-		return err
+	l.socks = append(l.socks, w.has)
+	if l.cfg.Address.Network == "systemd" {
+		// All that have the name.
+		b.free = slices.DeleteFunc(b.free, func(s *bound) bool {
+			if s.want != w.key {
+				return false
+			}
+			l.socks = append(l.socks, s)
+			return true
+		})
 	}
-	b.next[i] = l
-	b.fresh = append(b.fresh, l)
-	return nil
+	return b.reown(l, w.has)
 }
 
-// rival returns an old, unclaimed listener on the same TCP port, if there is one.
-func (b *binding) rival(i int) *listener {
-	_, port, err := net.SplitHostPort(b.cfg.Listeners[i].Address.Address)
-	n, _ := strconv.ParseUint(port, 10, 16)
-	if err != nil || n == 0 || b.cfg.Listeners[i].Address.Network != "tcp" {
+// reown gives the file of a unix socket that stays its new owner and mode.
+func (b *binding) reown(l *listener, s *bound) error {
+	have := s.owner.Load().cfg
+	if l.cfg.Address.Network != "unix" || have.Mode == l.cfg.Mode && have.Owner == l.cfg.Owner {
 		return nil
 	}
-	for _, l := range b.free {
-		if slices.Contains(l.ports, uint16(n)) {
-			return l
-		}
-	}
-	return nil
-}
-
-// undo closes what was bound and binds again what had to go.
-func (b *binding) undo() error {
-	for _, l := range b.fresh {
-		l.stop()
-	}
-	var errs []error
-	for _, f := range b.restore {
-		errs = append(errs, f())
-	}
-	for _, l := range b.displaced {
-		again, err := b.p.listen(&b.p.state.Load().cfg, l.cfg.Load())
-		if err != nil {
-			errs = append(errs, fmt.Errorf("listener %s is lost: %w", l.cfg.Load().name(), err))
-			continue
-		}
-		b.p.mu.Lock()
-		b.p.listeners = slices.Clone(b.p.listeners)
-		b.p.listeners[slices.Index(b.p.listeners, l)] = again
-		b.p.mu.Unlock()
-		again.serve()
-	}
-	return errors.Join(errs...)
-}
-
-// listen binds one listener.
-func (p *Proxy) listen(cfg *Config, lc *Listener) (*listener, error) {
-	l := &listener{p: p, stopped: make(chan struct{})}
-	l.cfg.Store(lc)
-	var err error
-	switch lc.Address.Network {
-	case "systemd":
-		l.socks, err = cfg.activated(lc.Address.Address)
-	case "unix":
-		err = l.listenUnix(lc)
-	default:
-		err = l.listenTCP(cfg, lc.Address.Address)
-		if err == nil && lc.Kind == KindTransparent {
-			err = l.listenOtherFamily(cfg, lc.Address.Address)
-		}
-	}
-	if err != nil {
-		return nil, err
-	}
-	l.ports, l.local = tcpPorts(l.socks)
-	if err := lc.checkBound(l.local); err != nil {
-		l.stop()
-		return nil, err
-	}
-	return l, nil
-}
-
-func (l *listener) listenTCP(cfg *Config, address string) error {
-	listen := cfg.Listen
-	if listen == nil {
-		lc := net.ListenConfig{KeepAliveConfig: keepAlive}
-		lc.SetMultipathTCP(false) // a reset must be a TCP reset
-		listen = lc.Listen
-	}
-	s, err := listen(context.Background(), "tcp", address)
-	if err != nil {
-		return err
-	}
-	l.socks = append(l.socks, s)
-	return nil
-}
-
-// listenOtherFamily takes the same port on the other family's loopback address:
-// the kernel redirects IPv4 connections to 127.0.0.1 and IPv6 ones to ::1. A
-// system without that family has nothing to redirect there.
-func (l *listener) listenOtherFamily(cfg *Config, address string) error {
-	host, _, err := net.SplitHostPort(address)
-	if err != nil {
-		return err
-	}
-	other, ok := map[string]string{"127.0.0.1": "::1", "::1": "127.0.0.1"}[host]
-	if !ok {
-		return nil
-	}
-	_, port, err := net.SplitHostPort(l.socks[0].Addr().String())
-	if err != nil {
-		return err
-	}
-	err = l.listenTCP(cfg, net.JoinHostPort(other, port))
-	if errors.Is(err, syscall.EAFNOSUPPORT) || errors.Is(err, syscall.EADDRNOTAVAIL) {
-		return nil
-	}
-	if err != nil {
-		l.stop()
-	}
-	return err
-}
-
-func (l *listener) listenUnix(c *Listener) error {
-	s, err := ListenUnix(c.Address.Address, c.Mode, c.Owner)
-	if err != nil {
-		return err
-	}
-	l.socks = []net.Listener{s}
-	return nil
+	b.restore = append(b.restore, func() error { return s.setOwnership(have) })
+	return s.setOwnership(l.cfg)
 }
 
 // setOwnership gives the socket's file the owner and mode of a new config.
-func (l *listener) setOwnership(c *Listener) error {
-	s, ok := l.socks[0].(*unixListener)
+func (s *bound) setOwnership(c *Listener) error {
+	u, ok := s.Listener.(*unixListener)
 	if !ok {
 		return nil // it has no file
 	}
 	o, err := parseOwnership(c.Mode, c.Owner)
 	if err == nil {
-		_, err = ownUnix(s.path, s.file, o)
+		_, err = ownUnix(u.path, u.file, o)
 	}
 	return err
+}
+
+// open binds what a listener wants and does not have yet.
+func (b *binding) open(ctx context.Context, l *listener, wants []want) error {
+	var err error
+	switch {
+	case l.cfg.Address.Network == "tcp":
+		err = b.openTCP(ctx, l, wants)
+	case len(l.socks) > 0:
+	case l.cfg.Address.Network == "systemd":
+		var socks []net.Listener
+		socks, err = b.cfg.activated(l.cfg.Address.Address)
+		for _, s := range socks {
+			b.add(l, newBound(s, wants[0].key))
+		}
+	default:
+		var s net.Listener
+		if s, err = ListenUnix(l.cfg.Address.Address, l.cfg.Mode, l.cfg.Owner); err == nil {
+			b.add(l, newBound(s, wants[0].key))
+		}
+	}
+	if err != nil {
+		return err
+	}
+	l.ports, l.local = tcpPorts(l.socks)
+	return l.cfg.checkBound(l.local)
+}
+
+func (b *binding) openTCP(ctx context.Context, l *listener, wants []want) error {
+	addrs, socks := make([]sockAddr, len(wants)), make([]net.Listener, len(wants))
+	for i, w := range wants {
+		addrs[i] = w.addr
+		if w.has != nil {
+			socks[i] = w.has.Listener
+		}
+	}
+	beside := slices.Clone(b.cfg.Replaced)
+	for _, s := range b.free {
+		beside = append(beside, s.Listener)
+	}
+	if err := b.tcp(beside).bindMissing(ctx, addrs, socks); err != nil {
+		return err
+	}
+	l.socks = nil // in the order of wants
+	for i, s := range socks {
+		switch {
+		case wants[i].has != nil:
+			l.socks = append(l.socks, wants[i].has)
+		case s != nil:
+			b.add(l, newBound(s, wants[i].key))
+		}
+	}
+	return nil
+}
+
+// tcp binds with the config's own way to bind, if it has one.
+func (b *binding) tcp(beside []net.Listener) binder {
+	w := binder{listen: listenTCP, beside: beside}
+	if f := b.cfg.Listen; f != nil {
+		w.listen = func(ctx context.Context, a sockAddr, _ bool) (net.Listener, error) { return f(ctx, "tcp", a.String()) }
+	}
+	return w
+}
+
+func (b *binding) add(l *listener, s *bound) {
+	b.fresh = append(b.fresh, s)
+	l.socks = append(l.socks, s)
+}
+
+// absorb leaves an old socket open that a listener's wildcard has made
+// needless: the kernel gives it its address's connections until it closes, and
+// those that it had not handed over yet would be lost.
+func (b *binding) absorb(l *listener) {
+	b.free = slices.DeleteFunc(b.free, func(s *bound) bool {
+		covered := slices.ContainsFunc(l.socks, func(w *bound) bool {
+			a, ok := w.sockAddr()
+			c, ok2 := s.sockAddr()
+			return ok && ok2 && a.covers(c)
+		})
+		if covered {
+			l.extra = append(l.extra, s)
+		}
+		return covered
+	})
+}
+
+// sockAddr is where a TCP socket is bound.
+func (s *bound) sockAddr() (sockAddr, bool) {
+	t, ok := s.Addr().(*net.TCPAddr)
+	if !ok || s.fromSystemd() {
+		return sockAddr{}, false
+	}
+	ap := t.AddrPort()
+	return sockAddr{host: ap.Addr().Unmap(), port: ap.Port()}, true
+}
+
+func (s *bound) fromSystemd() bool { return strings.HasPrefix(s.want, "systemd:") }
+
+// undo closes what was bound.
+func (b *binding) undo() error {
+	stopAll(b.fresh)
+	var errs []error
+	for _, f := range b.restore {
+		errs = append(errs, f())
+	}
+	return errors.Join(errs...)
+}
+
+// Leaving lists the sockets that an Update to cfg would close, for the caller
+// to bind others beside them (see Listen).
+func (p *Proxy) Leaving(cfg Config) ([]net.Listener, error) {
+	p.change.Lock()
+	defer p.change.Unlock()
+	stays := make(map[string]bool)
+	for i := range cfg.Listeners {
+		wants, err := cfg.Listeners[i].wants(context.Background())
+		if err != nil {
+			return nil, fmt.Errorf("listener %s: %w", cfg.Listeners[i].name(), err)
+		}
+		for _, w := range wants {
+			stays[w.key] = true
+		}
+	}
+	var leaving []net.Listener
+	for _, l := range p.listeners {
+		for _, s := range l.all() {
+			if !stays[s.want] {
+				leaving = append(leaving, s.Listener)
+			}
+		}
+	}
+	return leaving, nil
 }

@@ -48,6 +48,10 @@ type Config struct {
 	// as ActivatedSockets finds them.
 	Activated map[string][]*os.File
 
+	// Replaced holds sockets of this process, not of Listeners, that the caller
+	// closes after this Update: Listeners may take their ports. It is not kept.
+	Replaced []net.Listener
+
 	// Dial connects to a checked address. If nil, a net.Dialer does.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 

@@ -282,6 +282,49 @@ func resetOnClose(fd uintptr) error {
 	return os.NewSyscallError("setsockopt", unix.SetsockoptLinger(int(fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}))
 }
 
+// listenControl prepares a listening socket, which its connections take after:
+// an app's urgent byte stays where the app put it, in line.
+func listenControl(share bool) func(network, address string, c syscall.RawConn) error {
+	return func(_, _ string, c syscall.RawConn) error {
+		var err error
+		cerr := c.Control(func(fd uintptr) {
+			if err = urgentInLine(fd); err == nil && share {
+				err = setSharing(fd, true)
+			}
+		})
+		if cerr != nil {
+			return cerr
+		}
+		return err
+	}
+}
+
+// urgentInLine keeps the byte that a peer marks as urgent among the others.
+// Out of line, the kernel would take it out of the stream.
+func urgentInLine(fd uintptr) error {
+	return os.NewSyscallError("setsockopt", unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_OOBINLINE, 1))
+}
+
+func setSharing(fd uintptr, share bool) error {
+	v := 0
+	if share {
+		v = 1
+	}
+	return os.NewSyscallError("setsockopt", unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, v))
+}
+
+// bindsIPv6Only asks the kernel what it takes [::] for, net.ipv6.bindv6only:
+// IPv6 alone, or IPv4 as well.
+func bindsIPv6Only() bool {
+	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	v, err := unix.GetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY)
+	return err == nil && v != 0
+}
+
 // A spareDescriptor is held so that connections can still be refused when
 // descriptors run out.
 type spareDescriptor struct {

@@ -5,6 +5,7 @@ package proxy
 import (
 	"errors"
 	"net"
+	"syscall"
 
 	"github.com/sealane/sealane/mux"
 )
@@ -34,6 +35,16 @@ func (c *conn) limitKernel(bool) {}
 func setMark(uintptr, uint32) error { return errors.New("socket marks exist on Linux only") }
 
 func resetOnClose(uintptr) error { return nil }
+
+func listenControl(bool) func(network, address string, c syscall.RawConn) error { return nil }
+
+func urgentInLine(uintptr) error { return nil }
+
+// setSharing works on Linux only: elsewhere a reload cannot bind beside its
+// own socket, and is refused.
+func setSharing(uintptr, bool) error { return errors.New("ports are shared on Linux only") }
+
+func bindsIPv6Only() bool { return false }
 
 // spareDescriptor refuses waiting connections on Linux only.
 type spareDescriptor struct{}

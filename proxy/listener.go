@@ -16,31 +16,29 @@ import (
 // requestTimeout bounds the time an app takes to say what it wants.
 const requestTimeout = 10 * time.Second
 
-// A listener is a bound Listener. A reload may change its config but never
-// its sockets.
+// A listener is an entry of the config and its sockets. It is read-only: a
+// reload makes another, which gets the sockets that stay.
 type listener struct {
 	p     *Proxy
-	cfg   atomic.Pointer[Listener]
-	socks []net.Listener
-	ports []uint16 // TCP ports of socks
-	local bool     // bound to loopback or unix sockets alone
+	cfg   *Listener
+	socks []*bound
+	extra []*bound  // more of them, which socks cover: see absorb
+	ports []uint16  // TCP ports of socks
+	local bool      // bound to loopback or unix sockets alone
+	prev  *listener // of the last config, with the same address; nil once adopted
 
+	*counts
+}
+
+// counts outlive reloads.
+type counts struct {
 	open, total atomic.Int64
 	lastError   atomic.Pointer[string]
-
-	serving  sync.Once
-	stopping sync.Once
-	stopped  chan struct{}
-	loops    sync.WaitGroup
 }
+
+func (l *listener) all() []*bound { return slices.Concat(l.socks, l.extra) }
 
 func (l *Listener) name() string { return string(l.Kind) + " " + l.Address.String() }
-
-// anyPort reports whether the kernel picks the port.
-func (l *Listener) anyPort() bool {
-	_, port, err := net.SplitHostPort(l.Address.Address)
-	return l.Address.Network == "tcp" && err == nil && port == "0"
-}
 
 func (l *Listener) check() error {
 	switch l.Address.Network {
@@ -104,47 +102,78 @@ func (l *Listener) checkBound(local bool) error {
 	return nil
 }
 
-// serve starts the accept loops, once.
-func (l *listener) serve() {
-	l.serving.Do(func() {
-		for _, s := range l.socks {
-			l.loops.Go(func() { l.accept(s) })
-		}
-	})
+// own makes l the one that serves its sockets' connections from now on.
+func (l *listener) own() {
+	for _, s := range l.all() {
+		s.owner.Store(l)
+		s.serving.Do(func() { s.loop.Go(s.accept) })
+	}
+	l.prev = nil
 }
 
-// stop closes the sockets and waits for the accept loops. Connections go on.
-func (l *listener) stop() {
-	l.stopping.Do(func() {
-		l.serving.Do(func() {}) // never serve from now on
-		close(l.stopped)
-		for _, s := range l.socks {
-			s.Close()
+// stopAll stops sockets at once.
+func stopAll(socks []*bound) {
+	var all sync.WaitGroup
+	for _, s := range socks {
+		all.Go(s.stop)
+	}
+	all.Wait()
+}
+
+// lastCalls is how long a socket that is about to close still gives out
+// connections that the kernel has made.
+const lastCalls = 10 * time.Millisecond
+
+// stop closes the socket and waits for the accept loop. Connections go on.
+// What waits in a socket that systemd passed is left to its next user.
+func (s *bound) stop() {
+	s.stopping.Do(func() {
+		served := true
+		s.serving.Do(func() { served = false }) // never from now on
+		close(s.stopped)
+		d, ok := s.Listener.(interface{ SetDeadline(time.Time) error })
+		if ok && served && !s.fromSystemd() && d.SetDeadline(time.Now().Add(lastCalls)) == nil {
+			s.loop.Wait()
 		}
+		s.Close()
 	})
-	l.loops.Wait()
+	s.loop.Wait()
+}
+
+func (s *bound) isStopped() bool {
+	select {
+	case <-s.stopped:
+		return true
+	default:
+		return false
+	}
 }
 
 // accept survives errors such as running out of descriptors: it waits a
 // little and goes on.
-func (l *listener) accept(s net.Listener) {
+func (s *bound) accept() {
 	wait := time.Duration(0)
 	for {
 		c, err := s.Accept()
+		l := s.owner.Load()
 		if err == nil {
 			wait = 0
 			l.take(c)
 			continue
 		}
-		if errors.Is(err, net.ErrClosed) {
+		if errors.Is(err, net.ErrClosed) || s.isStopped() {
 			return
 		}
-		if l.acceptFailed(s, err) {
+		refused := l.acceptFailed(s.Listener, err)
+		if s.isStopped() {
+			return
+		}
+		if refused {
 			continue // more may be waiting
 		}
 		wait = min(max(2*wait, 5*time.Millisecond), time.Second)
 		select {
-		case <-l.stopped:
+		case <-s.stopped:
 			return
 		case <-time.After(wait):
 		}
@@ -159,11 +188,11 @@ func (l *listener) acceptFailed(s net.Listener, err error) (refused bool) {
 	l.lastError.Store(&text)
 	if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
 		if refused = l.p.spare.refuse(s); refused {
-			l.p.count("", string(l.cfg.Load().Kind), ResultOverloaded)
+			l.p.count("", string(l.cfg.Kind), ResultOverloaded)
 		}
 	}
 	if skipped, ok := l.p.acceptLines.take(time.Now()); ok {
-		l.p.log().Error().Str("listener", l.cfg.Load().name()).Err(err).Bool("refused", refused).
+		l.p.log().Error().Str("listener", l.cfg.name()).Err(err).Bool("refused", refused).
 			Int("suppressed", skipped).Msg("cannot accept a connection")
 	}
 	return refused
@@ -177,8 +206,7 @@ func (l *listener) take(c net.Conn) {
 	}
 	l.open.Add(1)
 	l.total.Add(1)
-	cfg := l.cfg.Load()
-	go l.p.serve(string(cfg.Kind), l.release, func(rec *record) { l.handle(cfg, rec, c) })
+	go l.p.serve(string(l.cfg.Kind), l.release, func(rec *record) { l.handle(l.cfg, rec, c) })
 }
 
 func (l *listener) release() {
@@ -257,8 +285,7 @@ func (l *listener) carry(rec *record, near *conn, far far) {
 }
 
 func (l *listener) status() ListenerStatus {
-	cfg := l.cfg.Load()
-	st := ListenerStatus{Kind: cfg.Kind, Address: cfg.Address.String(), Open: l.open.Load(), Total: l.total.Load()}
+	st := ListenerStatus{Kind: l.cfg.Kind, Address: l.cfg.Address.String(), Open: l.open.Load(), Total: l.total.Load()}
 	for _, s := range l.socks {
 		st.Bound = append(st.Bound, s.Addr().String())
 	}
@@ -283,7 +310,7 @@ func unmapped(ap netip.AddrPort) netip.AddrPort {
 
 // tcpPorts lists the TCP ports of sockets, and whether all of them are out of
 // reach from other hosts.
-func tcpPorts(socks []net.Listener) (ports []uint16, local bool) {
+func tcpPorts(socks []*bound) (ports []uint16, local bool) {
 	local = true
 	for _, s := range socks {
 		if t, ok := s.Addr().(*net.TCPAddr); ok {

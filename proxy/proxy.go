@@ -198,7 +198,7 @@ func (p *Proxy) Start() error {
 		}
 	}
 	for _, l := range p.listeners {
-		l.serve()
+		l.own()
 	}
 	p.background.Go(p.sweep)
 	p.background.Go(p.keepNames)
@@ -225,6 +225,7 @@ func (p *Proxy) Update(cfg Config) error {
 	}
 	if p.started {
 		next, err := p.bindAll(st, p.listeners)
+		st.cfg.Replaced = nil
 		if err != nil {
 			return err
 		}
@@ -241,20 +242,29 @@ func (p *Proxy) Update(cfg Config) error {
 	return nil
 }
 
-// adopt makes ls the listeners: those that are gone stop, new ones serve.
+// adopt makes ls the listeners: they serve, and sockets that none of them has
+// are closed.
 func (p *Proxy) adopt(ls []*listener) {
 	old := p.listeners
 	p.mu.Lock()
 	p.listeners = ls
 	p.mu.Unlock()
-	for _, l := range old {
-		if !slices.Contains(ls, l) {
-			l.stop()
+	kept := make(map[*bound]bool)
+	for _, l := range ls {
+		l.own()
+		for _, s := range l.all() {
+			kept[s] = true
 		}
 	}
-	for _, l := range ls {
-		l.serve()
+	var gone []*bound
+	for _, l := range old {
+		for _, s := range l.all() {
+			if !kept[s] {
+				gone = append(gone, s)
+			}
+		}
 	}
+	stopAll(gone)
 }
 
 // revoke resets what the state no longer allows.
@@ -540,7 +550,7 @@ func (c *Config) check() error {
 		if err := l.check(); err != nil {
 			return fmt.Errorf("listener %s: %w", l.name(), err)
 		}
-		if !l.anyPort() && seen[l.Address.String()] {
+		if !l.Address.anyPort() && seen[l.Address.String()] {
 			return fmt.Errorf("listener %s: the address is listed twice", l.name())
 		}
 		seen[l.Address.String()] = true
