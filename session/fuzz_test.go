@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -22,12 +23,23 @@ func addSeeds(f *testing.F, make func(add func(...any))) {
 	}
 }
 
-// recordSeeds are the wires of all record cases that are not huge.
+// recordVectors are the published vectors of records that are not huge.
+func recordVectors(f *testing.F) (some []*vector) {
+	f.Helper()
+	for _, v := range sorted(readVectors(f)) {
+		if v.get("kind") == "records" && len(v.wire) < 20_000 {
+			some = append(some, v)
+		}
+	}
+	return some
+}
+
+// recordSeeds are the vectors of one transform.
 func recordSeeds(f *testing.F, transform string) {
 	addSeeds(f, func(add func(...any)) {
-		for _, c := range recordCases() {
-			if wire, _ := c.wireOf(f, transform, cipherAES); len(wire) < 20_000 {
-				add(wire)
+		for _, v := range recordVectors(f) {
+			if v.get("transform") == transform {
+				add(v.wire)
 			}
 		}
 	})
@@ -166,6 +178,11 @@ func FuzzOpener(f *testing.F) {
 				if wire, _ := c.wireOf(f, transform, cipherAES); len(wire) < 20_000 {
 					add(byte(k), c.padding > 0, c.verdict, uint16(len(wire)/2), wire)
 				}
+			}
+		}
+		for _, v := range recordVectors(f) { // and those that are no record cases
+			if v.get("cipher") == cipherAES && !strings.HasPrefix(v.name, "records-") {
+				add(byte(slices.Index(transforms, v.get("transform"))), v.get("padding") != "0", false, uint16(len(v.wire)/2), v.wire)
 			}
 		}
 	})

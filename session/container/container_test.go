@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -232,6 +234,31 @@ type readerFunc func([]byte) (int, error)
 
 func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
+// vectors are the bytes of the published vectors of this package that are not
+// huge; their format is in session/testdata/vectors/README.md.
+func vectors(t testing.TB) (wires [][]byte) {
+	t.Helper()
+	paths, err := filepath.Glob("../testdata/vectors/container-*.txt")
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("no vectors: %v", err)
+	}
+	for _, path := range paths {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, body, _ := bytes.Cut(text, []byte("\n\n"))
+		wire, err := base64.StdEncoding.DecodeString(string(body)) // which skips the line breaks
+		if err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+		if len(wire) < 20_000 {
+			wires = append(wires, wire)
+		}
+	}
+	return wires
+}
+
 // FuzzReader checks that whatever is accepted is exactly what a writer writes
 // for the same fields, whole or in fragments, and nothing is read past it.
 func FuzzReader(f *testing.F) {
@@ -239,6 +266,10 @@ func FuzzReader(f *testing.F) {
 	f.Add([]byte(slowSealed(randomBytes(2, IVLen), randomBytes(1, 200))), byte(0))
 	f.Add([]byte(slowShare(randomBytes(4, ShareLen))), byte(1))
 	f.Add([]byte(BadRequest), byte(7))
+	for _, wire := range vectors(f) {
+		f.Add(wire, byte(0))
+		f.Add(wire, byte(3))
+	}
 	f.Fuzz(func(t *testing.T, wire []byte, step byte) {
 		newReader := func() *Reader {
 			return NewReader(readerFragments(wire, int(step)))
