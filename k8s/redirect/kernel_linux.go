@@ -38,26 +38,29 @@ func Up(ctx context.Context, o Options) (Report, error) {
 		return Report{}, err
 	}
 	rs := build(o, before)
-	changed, families, err := replace(ctx, o, rs)
+	err = checkListener(o)
+	if err != nil && old != nil {
+		return Report{}, fmt.Errorf("%w\nthe rules that were there are in force as before", err)
+	}
+	var families []Family
+	if err == nil {
+		families, err = replace(ctx, o, rs)
+	}
 	if err != nil {
-		return Report{}, fallBack(err, changed, old, rs.refusing())
+		return Report{}, fallBack(err, old, rs.refusing())
 	}
 	return Report{Families: families, Warnings: warnings(o)}, nil
 }
 
-// replace installs rs and proves it. It reports whether the kernel has taken rs.
-func replace(ctx context.Context, o Options, rs *ruleset) (changed bool, families []Family, err error) {
-	if err := checkListener(o); err != nil {
-		return false, nil, err
-	}
+// replace installs rs and proves it.
+func replace(ctx context.Context, o Options, rs *ruleset) ([]Family, error) {
 	if err := install(rs); err != nil {
-		return false, nil, explain("installing the rules", err)
+		return nil, explain("installing the rules", err)
 	}
 	if err := confirm(rs); err != nil {
-		return true, nil, err
+		return nil, err
 	}
-	families, err = verify(ctx, o)
-	return true, families, err
+	return verify(ctx, o)
 }
 
 // confirm sees that what the kernel has is rs and nothing else.
@@ -72,11 +75,8 @@ func confirm(rs *ruleset) error {
 	return nil
 }
 
-// fallBack adds to the reason why new rules failed which rules are in force now, and sees to it that there are some.
-func fallBack(reason error, changed bool, old, refusing *ruleset) error {
-	if old != nil && !changed {
-		return fmt.Errorf("%w\nthe rules that were there are in force as before", reason)
-	}
+// fallBack sees to it that there are rules after new ones have failed, and adds to the reason which those are.
+func fallBack(reason error, old, refusing *ruleset) error {
 	if old != nil {
 		err := install(old)
 		if err == nil {
@@ -85,11 +85,7 @@ func fallBack(reason error, changed bool, old, refusing *ruleset) error {
 		reason = errors.Join(reason, explain("putting back the rules that were there", err))
 	}
 	if err := install(refusing); err != nil {
-		what := "nothing is redirected or guarded"
-		if changed {
-			what = "the new rules are in force, unproved"
-		}
-		return fmt.Errorf("%w\n%w\n%s", reason, explain("installing rules that refuse connections", err), what)
+		return fmt.Errorf("%w\n%w\nsee \"sealane redirect show\" for what is in force", reason, explain("installing rules that refuse connections", err))
 	}
 	return fmt.Errorf("%w\nuntil the next \"sealane redirect up\" that succeeds, or \"down\", connections that the rules would "+
 		"catch are refused", reason)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -92,7 +93,10 @@ func listen(name string, addrs []string) error {
 func dialAndPrint(addr string) error {
 	d := net.Dialer{Timeout: 2 * time.Second, Control: setMark}
 	if from := os.Getenv("FROM"); from != "" {
-		d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(from)}
+		if !strings.Contains(from, "127.") {
+			from = net.JoinHostPort(from, "0")
+		}
+		d.LocalAddr = net.TCPAddrFromAddrPort(netip.MustParseAddrPort(from))
 	}
 	c, err := d.Dial("tcp", addr)
 	if err != nil {
@@ -122,7 +126,11 @@ func setMark(_, _ string, rc syscall.RawConn) error {
 
 // hold keeps one connection open and sends a line through it for each line of its input, after the other end's end too.
 func hold(addr string) error {
-	c, err := net.Dial("tcp", addr)
+	dial := func(addr string) (net.Conn, error) { return net.Dial("tcp", addr) }
+	if os.Getenv("MAPPED") != "" {
+		dial = dialMapped
+	}
+	c, err := dial(addr)
 	if err != nil {
 		return err
 	}
@@ -135,6 +143,21 @@ func hold(addr string) error {
 		return err
 	}
 	return <-sent
+}
+
+// dialMapped dials an IPv4 address by an IPv6 socket.
+func dialMapped(addr string) (net.Conn, error) {
+	to := netip.MustParseAddrPort(addr)
+	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	file := os.NewFile(uintptr(fd), "mapped")
+	defer file.Close()
+	if err := unix.Connect(fd, &unix.SockaddrInet6{Addr: to.Addr().As16(), Port: int(to.Port())}); err != nil {
+		return nil, err
+	}
+	return net.FileConn(file)
 }
 
 // A pod is a host under test, joined to another that stands for the rest of the world.
@@ -371,12 +394,17 @@ type held struct {
 
 func holdOpen(t *testing.T, h *netlab.Host, addr string) *held {
 	t.Helper()
-	cmd := h.Command(as("hold", addr)...)
+	return pod{Host: h}.hold(t, as("hold", addr))
+}
+
+func (p pod) hold(t *testing.T, args []string) *held {
+	t.Helper()
+	cmd := p.Command(args...)
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &held{h.StartCommand(cmd), in}
+	c := &held{p.StartCommand(cmd), in}
 	c.send(t, "hello")
 	return c
 }

@@ -74,7 +74,10 @@ func TestDownCutsFirst(t *testing.T) {
 	p := newPod(t)
 	p.startListeners(t)
 	p.redirect(t, "up")
-	open := p.holdRedirected(t)
+	// Some programs have IPv6 sockets for IPv4, too.
+	mapped := p.hold(t, env("MAPPED=1", as("hold", world4+":5432")))
+	mapped.Expect("sidecar", 10*time.Second)
+	open := append(p.holdRedirected(t), mapped)
 	start(t, p.Host, as("listen", "local", ":22"))
 	own, inbound := holdOpen(t, p.Host, pod4+":22"), holdOpen(t, p.world, pod4+":22")
 	toSidecar := holdOpen(t, p.Host, "127.0.0.1:15006")
@@ -93,8 +96,12 @@ func TestDownCutsWhatTheSidecarLeft(t *testing.T) {
 	sidecar := p.startListeners(t)
 	p.redirect(t, "up", "--ports", "5432")
 	open := p.holdRedirected(t)
+	p.Run("sysctl", "-qw", "net.ipv4.tcp_fin_timeout=1")
 	sidecar.Signal(syscall.SIGKILL)
 	sidecar.Wait(10 * time.Second)
+	netlab.Eventually(t, 20*time.Second, "the kernel to forget the sidecar's end", func() bool {
+		return !strings.Contains(p.Run("cat", "/proc/net/tcp", "/proc/net/tcp6"), ":3A9E ") // port 15006
+	})
 	l := p.watch(t)
 	p.redirect(t, "down")
 	wantCut(t, l, open)
@@ -143,6 +150,22 @@ func TestForgottenConnectionsDoNotLeave(t *testing.T) {
 	}
 }
 
+// Rules that come back after somebody has removed them do not take redirected connections for some from before them.
+func TestUpAfterAFlush(t *testing.T) {
+	prepare(t)
+	p := newPod(t)
+	p.startListeners(t)
+	p.redirect(t, "up")
+	p.Run("sysctl", "-qw", "net.netfilter.nf_conntrack_tcp_timeout_established=1")
+	open := p.holdRedirected(t)
+	p.Run("nft", "flush", "ruleset")
+	netlab.Eventually(t, 20*time.Second, "the kernel to forget", func() bool {
+		return !strings.Contains(p.Run("cat", "/proc/net/nf_conntrack"), "dport=5432")
+	})
+	p.redirect(t, "up")
+	wantCut(t, p.watch(t), open)
+}
+
 // stopped counts the packets that the chain for strays has stopped.
 func stopped(rules string) (n int) {
 	_, rules, _ = strings.Cut(rules, "chain strays")
@@ -176,7 +199,9 @@ func TestOtherTables(t *testing.T) {
 		p.startListeners(t)
 		p.redirect(t, "up")
 		p.Run("nft", "add table inet other; add chain inet other out { type filter hook output priority raw; }; "+
-			"add rule inet other out tcp dport 5432 notrack")
+			"add rule inet other out tcp dport 5432 notrack; add rule inet other out tcp sport 22 notrack")
+		start(t, p.Host, as("listen", "local", ":22"))
+		wantAnswer(t, p.world, as("dial", pod4+":22"), "local")
 		for _, world := range []string{world4, "[" + world6 + "]"} {
 			wantAnswer(t, p.Host, as("dial", world+":5432"), refused)
 		}
@@ -211,6 +236,16 @@ func TestImpostor(t *testing.T) {
 			}
 		})
 	}
+	// Two ends that open a connection to each other at once need no answer.
+	t.Run("opening from the port", func(t *testing.T) {
+		t.Parallel()
+		p := newPod(t)
+		p.redirect(t, "up")
+		start(t, p.Host, as("listen", "local", ":22"))
+		dial := env("FROM=127.0.0.1:15006", as("dial", pod4+":22"))
+		wantAnswer(t, p.Host, asUser(nobody, dial), "i/o timeout")
+		wantAnswer(t, p.Host, asUser(DefaultUID, dial), "local")
+	})
 	t.Run("another address", func(t *testing.T) {
 		t.Parallel()
 		p := newPod(t)
