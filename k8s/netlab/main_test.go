@@ -30,6 +30,10 @@ func TestMain(m *testing.M) {
 		must(serveHTTP(os.Args[1], os.Args[2]))
 	case "dns":
 		must(serveDNS(os.Args[1], os.Args[2]))
+	case "echo":
+		must(serveEach(os.Args[1], func(c *net.TCPConn) error { _, err := io.Copy(c, c); return err }))
+	case "converse":
+		must(converse(os.Args[1]))
 	case "late-answer":
 		must(lateAnswer(os.Args[1]))
 	case "ask-and-wait":
@@ -143,6 +147,23 @@ func answerDNS(question []byte, zone []string) []byte {
 	answer, err := m.Pack()
 	must(err)
 	return answer
+}
+
+// converse sends its input line by line and prints what comes back. It goes on sending after the other end's end.
+func converse(addr string) error {
+	c, err := dialTCP(addr)
+	if err != nil {
+		return err
+	}
+	sent := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(c, os.Stdin)
+		sent <- err
+	}()
+	if _, err := io.Copy(os.Stdout, c); err != nil {
+		return err
+	}
+	return <-sent
 }
 
 // lateAnswer reads to the client's half-close, says nothing for as long as the client asked, and then answers.

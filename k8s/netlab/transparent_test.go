@@ -5,6 +5,7 @@ package netlab_test
 import (
 	"flag"
 	"fmt"
+	"io"
 	"regexp"
 	"slices"
 	"strings"
@@ -216,6 +217,58 @@ func TestKilledSidecar(t *testing.T) {
 	l.awaitLink(t)
 	if out, err := curl(); err != nil || !strings.Contains(out, marker("curl")) {
 		t.Errorf("with a new sidecar: %v\n%s", err, out)
+	}
+}
+
+// With a connection open through the sidecars, whatever becomes of the rules: what the app says next is sealed, or it is
+// not sent.
+func TestRulesEndWhileAnAppSpeaks(t *testing.T) {
+	for name, test := range map[string]struct {
+		end    func(l *lab, sidecar *netlab.Process)
+		goesOn bool
+	}{
+		"up again":         {func(l *lab, _ *netlab.Process) { l.app.Run(redirect("up", "--ports", "1-65535")...) }, true},
+		"an up that fails": {func(l *lab, _ *netlab.Process) { l.app.Try(redirect("up", "--except-uid", serverUID)...) }, true},
+		"down":             {func(l *lab, _ *netlab.Process) { l.app.Run(redirect("down")...) }, false},
+		"sidecar, then down": {func(l *lab, p *netlab.Process) {
+			p.Signal(syscall.SIGKILL)
+			p.Wait(10 * time.Second)
+			l.app.Run(redirect("down")...)
+		}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLab(t)
+			l.db.Start(helper("echo", ":9000")...).Expect("listening", 10*time.Second)
+			l.app.Run(redirect("up")...)
+			sidecar, _ := l.startSidecars(t, db4+":7423")
+			capture := l.router.Capture("app")
+			var apps []*netlab.Process
+			var inputs []io.Writer
+			for _, addr := range []string{db4, brackets(db6)} {
+				cmd := l.app.Command(helper("converse", addr+":9000")...)
+				in, err := cmd.StdinPipe()
+				if err != nil {
+					t.Fatal(err)
+				}
+				app := l.app.StartCommand(cmd)
+				fmt.Fprintln(in, "SECRET-ONE")
+				app.Expect("SECRET-ONE", 10*time.Second)
+				apps, inputs = append(apps, app), append(inputs, in)
+			}
+			test.end(l, sidecar)
+			for i, app := range apps {
+				fmt.Fprintln(inputs[i], "SECRET-TWO")
+				if test.goesOn {
+					app.Expect("SECRET-TWO", 10*time.Second)
+				} else {
+					app.Wait(20 * time.Second)
+				}
+			}
+			capture.Stop()
+			if capture.Contains([]byte("SECRET")) {
+				t.Error("what the app said left in plaintext")
+			}
+		})
 	}
 }
 

@@ -172,9 +172,6 @@ func proveRedirect(ctx context.Context, o Options, f family, dst netip.AddrPort)
 		defer ln.Close()
 	case errors.Is(err, unix.EADDRINUSE):
 		by = fmt.Sprintf("the process that listens on port %d", o.To)
-		if err := checkListener(o); err != nil {
-			return "", err
-		}
 	default:
 		return "", fmt.Errorf("listening on %s: %w", at, err)
 	}
