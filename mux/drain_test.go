@@ -5,6 +5,9 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -219,4 +222,65 @@ func TestOpensLeaveWithTheLink(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// TestRollingRestarts: two nodes behind one name end one after the other, each
+// as soon as it has drained, and others take their places. No stream is lost
+// that was opened meanwhile, however many wait for their answers.
+func TestRollingRestarts(t *testing.T) {
+	ka, kb := newKey(t), newKey(t)
+	exit := func() *node {
+		return newNode(t, kb, []Peer{{Name: "a", Keys: []session.PublicKey{ka.Public()}}}, func(c *Config) { c.Handler = echo })
+	}
+	places := map[string]*atomic.Pointer[node]{"192.0.2.1:1": {}, "192.0.2.2:1": {}}
+	peer := Peer{Name: "b", Keys: []session.PublicKey{kb.Public()}}
+	for address, place := range places {
+		place.Store(exit())
+		peer.Addresses = append(peer.Addresses, address)
+	}
+	a := newNode(t, ka, []Peer{peer}, func(c *Config) {
+		c.Dialer = func(ctx context.Context, network, address string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, network, places[address].Load().addr)
+		}
+	})
+	both := func() bool { return len(linkAddresses(a)) == 2 }
+	eventually(t, "both are up", both)
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	var done atomic.Int64
+	for range 400 {
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				s, err := a.Open(testContext(t), "b", toEcho)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				s.Write([]byte("x"))
+				s.CloseWrite()
+				if got, err := io.ReadAll(s); err != nil || string(got) != "x" {
+					t.Errorf("read %q, %v", got, err)
+				}
+				done.Add(1)
+			}
+		})
+	}
+	for range 4 {
+		for _, place := range places {
+			old, before := place.Load(), done.Load()
+			place.Store(exit())
+			if err := old.Drain(testContext(t)); err != nil {
+				t.Error(err)
+			}
+			eventually(t, "both are up again, and at work", func() bool { return both() && done.Load() > before+400 })
+		}
+	}
+	close(stop)
+	wg.Wait()
+	t.Logf("%d streams", done.Load())
 }
