@@ -284,3 +284,29 @@ func TestRollingRestarts(t *testing.T) {
 	wg.Wait()
 	t.Logf("%d streams", done.Load())
 }
+
+// TestDrainTellsFirst: with nothing left to finish, a congested link is not
+// closed before its go away is on the way: streams that come just then would be
+// taken for lost, not for refused.
+func TestDrainTellsFirst(t *testing.T) {
+	a, b := pair(t, echo, nil, nil)
+	open(t, a, "b").Close()
+	eventually(t, "nothing is left", func() bool { return b.streams.Load() == 0 })
+	here, there := b.allLinks()[0], a.allLinks()[0]
+	here.guard.writeMu.Lock() // as somebody has it who waits for the peer
+	drained := make(chan error, 1)
+	go func() { drained <- b.Drain(testContext(t)) }()
+	select {
+	case <-drained:
+		t.Error("drained, and nobody was told")
+	case <-time.After(100 * time.Millisecond):
+	}
+	here.guard.writeMu.Unlock()
+	if err := <-drained; err != nil {
+		t.Fatal(err)
+	}
+	<-there.done
+	if !there.left.Load() {
+		t.Error("the link was closed without a go away")
+	}
+}
