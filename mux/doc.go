@@ -15,7 +15,7 @@
 //
 // From the bottom up: guard checks yamux's bytes and carries those of streams
 // (guard.go, inbound.go, window.go), link owns a session and its yamux
-// connection (link.go), Stream speaks frames (frame.go, parser.go) and passes
+// connection (link.go, watch.go), Stream speaks frames (frame.go, parser.go) and passes
 // app bytes on: out in splice.go, in by receive.go and queue.go. peer keeps
 // links up (peer.go, dial.go, room.go), acceptor takes links in (accept.go), Mux
 // ties them together (mux.go).

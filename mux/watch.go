@@ -17,7 +17,7 @@ const (
 	// it comes 1 to 2 pauses behind what came last: within 3 s with streams,
 	// every 15 s or so without.
 	busyPauseMin, busyPauseMax = 1.0, 1.5
-	idlePauseMin, idlePauseMax = 6.0, 9.0
+	idlePauseMin, idlePauseMax = 8.0, 12.0
 
 	deadTicks  = 9
 	sweepTicks = 5
