@@ -476,11 +476,7 @@ func (a *app) open() (duplex, error) {
 		return nil, errors.New("its node is down")
 	}
 	p := running[a.plan.ID%len(running)]
-	patience := openTimeout
-	if a.plan.Target == TargetHangs {
-		patience = 5 * time.Second
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), a.patience())
 	defer cancel()
 	if w.plan.Proxy {
 		return a.openThrough(ctx, p)
@@ -492,15 +488,25 @@ func (a *app) open() (duplex, error) {
 	return rawStream{s}, nil
 }
 
+// patience is how long the client waits until it is open.
+func (a *app) patience() time.Duration {
+	switch {
+	case a.plan.Patience > 0:
+		return a.plan.Patience
+	case a.plan.Target == TargetHangs:
+		return 5 * time.Second
+	}
+	return openTimeout
+}
+
 // openThrough connects with the proxy of a process, by HTTP CONNECT.
 func (a *app) openThrough(ctx context.Context, p *process) (duplex, error) {
 	c, err := a.world.net.dial(ctx, p.ip, netip.AddrPortFrom(p.ip, connectPort).String())
 	if err != nil {
 		return nil, err
 	}
-	if a.plan.Target == TargetHangs {
-		c.SetReadDeadline(time.Now().Add(5 * time.Second))
-	}
+	deadline, _ := ctx.Deadline()
+	c.SetReadDeadline(deadline)
 	answer := bufio.NewReader(c)
 	_, err = fmt.Fprintf(c, "CONNECT %s HTTP/1.1\r\n\r\n", targetOf(a.plan))
 	var line string
@@ -517,6 +523,7 @@ func (a *app) openThrough(ctx context.Context, p *process) (duplex, error) {
 		c.abort()
 		return nil, err
 	}
+	c.SetReadDeadline(time.Time{})
 	return &connected{c, answer}, nil
 }
 

@@ -19,14 +19,14 @@ func Generate(seed uint64) *Plan {
 	}
 	generateLinks(d, p)
 	generateApps(d, p)
-	storm := d.chance(0.5)
+	storm := d.chance(0.4)
 	if d.chance(0.5) {
 		generateStalls(d, p)
 	}
 	if storm {
 		generateFaults(d, p)
 	}
-	if d.chance(0.5) {
+	if d.chance(0.6) {
 		generateOps(d, p, storm)
 	}
 	if storm && d.chance(0.3) {
@@ -42,8 +42,12 @@ func generateNet(d draw) Net {
 		Pieces:  pick(d, PiecesWhole, PiecesTiny, PiecesEdges, PiecesEdges, PiecesMixed, PiecesMixed),
 		Late:    pick(d, 0, 0.02, 0.3),
 	}
-	if d.chance(0.4) {
-		n.Bandwidth = int(d.spread(500e3, 1e9))
+	switch {
+	case d.chance(0.25):
+		n.Bandwidth = int(d.spread(300e3, 2e6))
+		n.Buffer = int(d.spread(64<<10, 1<<20))
+	case d.chance(0.3):
+		n.Bandwidth = int(d.spread(3e6, 1e9))
 	}
 	return n
 }
@@ -104,12 +108,18 @@ const budget = 6 << 20
 func generateApps(d draw, p *Plan) {
 	count := d.between(1, 12)
 	left := int64(budget)
+	bulk := d.chance(0.4)
 	for range count {
 		a := generateApp(d, p)
+		if bulk && a.Turns == 0 {
+			pick(d, &a.Up, &a.Down).Length = d.spread(256<<10, 4<<20)
+		}
 		a.Up.Length = min(a.Up.Length, left)
 		left -= a.Up.Length
 		a.Down.Length = min(a.Down.Length, left)
 		left -= a.Down.Length
+		a.Up.bound()
+		a.Down.bound()
 		p.add(a)
 	}
 	if d.chance(0.15) {
@@ -142,6 +152,9 @@ func generateApp(d draw, p *Plan) App {
 		a.Reset = pick(d, Client, Server)
 		a.ResetAt = d.Int64N(a.Up.Length + a.Down.Length + 1)
 	}
+	if d.chance(0.1) {
+		a.Patience = d.log(10 * time.Second)
+	}
 	return a
 }
 
@@ -155,10 +168,6 @@ func generateHalf(d draw) Half {
 	}
 	h.Chunk = int(d.spread(1, 256<<10))
 	h.Room = int(d.spread(1, 256<<10))
-	if h.Length > 2000 {
-		h.Chunk = max(h.Chunk, int(h.Length/300))
-		h.Room = max(h.Room, int(h.Length/300))
-	}
 	if d.chance(0.3) && h.Length > 0 {
 		h.PauseAt = d.Int64N(h.Length)
 		h.Pause = d.log(60 * time.Second)
@@ -172,10 +181,19 @@ func generateHalf(d draw) Half {
 	return h
 }
 
+// bound has a long direction carried in not too many pieces.
+func (h *Half) bound() {
+	if h.Length > 2000 {
+		h.Chunk = max(h.Chunk, int(h.Length/300))
+		h.Room = max(h.Room, int(h.Length/300))
+	}
+}
+
 // generateCrowd adds many short connections at once.
 func generateCrowd(d draw, p *Plan) {
 	like := generateApp(d, p)
 	count := d.between(20, 300)
+	hasty := d.chance(0.4)
 	for range count {
 		a := like
 		a.Up, a.Down = generateHalf(d), generateHalf(d)
@@ -188,6 +206,9 @@ func generateCrowd(d draw, p *Plan) {
 		}
 		if a.ResetAt = 0; d.chance(0.1) {
 			a.Reset = pick(d, Client, Server)
+		}
+		if a.Patience = 0; hasty {
+			a.Patience = d.log(200 * time.Millisecond)
 		}
 		p.add(a)
 	}
@@ -220,7 +241,7 @@ func generateFaults(d draw, p *Plan) {
 }
 
 func generateOps(d draw, p *Plan, storm bool) {
-	kinds := []OpKind{OpReload, OpRotate, OpDrain, OpDrain}
+	kinds := []OpKind{OpReload, OpRotate, OpDrain, OpDrain, OpDrain}
 	if storm {
 		kinds = append(kinds, OpRemove, OpForget, OpKill, OpKill)
 	}

@@ -21,7 +21,7 @@ import (
 const (
 	linkPort    = 7423
 	connectPort = 8118
-	appPorts    = 1000 // and an app's number
+	appPorts    = 1000            // and an app's number
 	openTimeout = 3 * time.Minute // of an app
 	dialTimeout = time.Minute     // of a proxy
 )

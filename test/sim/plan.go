@@ -60,10 +60,11 @@ type App struct {
 	From, To int
 	Start    time.Duration
 	Target   Target
-	Up, Down Half  // from the client, and to it
-	Turns    int   // request and response alternate, that many times; 0: both at once
-	Reset    Party // resets the connection
-	ResetAt  int64 // once it has written and read so many bytes
+	Up, Down Half          // from the client, and to it
+	Turns    int           // request and response alternate, that many times; 0: both at once
+	Patience time.Duration // the client gives up opening after so long; 0: hardly ever
+	Reset    Party         // resets the connection
+	ResetAt  int64         // once it has written and read so many bytes
 }
 
 // Target is what meets a connection at its end.
@@ -200,6 +201,9 @@ func (p *Plan) rotates() bool {
 // mayFailToOpen says that a connection may be refused although its target
 // answers.
 func (p *Plan) mayFailToOpen(a *App) bool {
+	if a.Patience > 0 {
+		return true
+	}
 	for i := range p.Nodes {
 		if n := p.Nodes[i].Streams; n > 0 && n < 2*len(p.Apps) {
 			return true
