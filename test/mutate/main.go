@@ -24,6 +24,7 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"slices"
 	"time"
 )
 
@@ -33,9 +34,10 @@ func main() {
 	seeds := flag.Int("seeds", 2000, "how many seeds the simulator tries for each; 0: none")
 	tests := flag.Bool("tests", false, "run the package's own tests, too")
 	tags := flag.String("tags", "poison", "build tags")
+	keep := flag.String("keep", "", "only write the overlay of the one mutation that matches into this folder, for `go test -overlay`")
 	verbose := flag.Bool("v", false, "show what the tests say")
 	flag.Parse()
-	r := runner{seeds: *seeds, tests: *tests, tags: *tags, verbose: *verbose}
+	r := runner{seeds: *seeds, tests: *tests, tags: *tags, verbose: *verbose, keep: *keep}
 	if err := r.main(*dir, *run); err != nil {
 		fmt.Fprintln(os.Stderr, "mutate:", err)
 		os.Exit(1)
@@ -54,11 +56,17 @@ func (r *runner) main(dir, pattern string) error {
 	if err != nil {
 		return err
 	}
+	mutations = slices.DeleteFunc(mutations, func(m mutation) bool { return !match.MatchString(m.name) })
+	if r.keep != "" {
+		if len(mutations) != 1 {
+			return fmt.Errorf("%d mutations match", len(mutations))
+		}
+		overlay, err := mutations[0].apply(r.keep)
+		fmt.Println(overlay)
+		return err
+	}
 	fmt.Println(r.head())
 	for _, m := range mutations {
-		if !match.MatchString(m.name) {
-			continue
-		}
 		begun := time.Now()
 		res := r.try(m)
 		fmt.Println(r.row(m, res, time.Since(begun)))

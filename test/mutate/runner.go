@@ -18,6 +18,7 @@ type runner struct {
 	tests   bool
 	tags    string
 	verbose bool
+	keep    string // a folder for the overlay; nothing is run
 
 	tried, missed, broken int
 	byPackage             map[string]*tally // own tests

@@ -22,6 +22,7 @@ import (
 
 var (
 	seed     = flag.Int64("seed", -1, "run the world of this seed alone")
+	times    = flag.Int("times", 1, "run that world so often, and count how often it fails")
 	first    = flag.Int64("first", 1, "the first seed")
 	seeds    = flag.Int64("seeds", 40, "how many seeds")
 	duration = flag.Duration("duration", 0, "run seeds for so long, however many")
@@ -61,8 +62,19 @@ func judge(t *testing.T, p *Plan) {
 		runHere(t, p)
 		return
 	}
-	if f := runPlan(t, p); f != nil {
-		tell(t, p, f)
+	var last *Failure
+	failed := 0
+	for range *times {
+		if f := runPlan(t, p); f != nil {
+			failed++
+			last = f
+		}
+	}
+	if *times > 1 {
+		t.Logf("failed %d times of %d", failed, *times)
+	}
+	if last != nil {
+		tell(t, p, last)
 	}
 }
 
@@ -228,6 +240,39 @@ func TestWorlds(t *testing.T) {
 	}
 	for s := from; s < to; s++ {
 		runHere(t, Generate(s))
+	}
+}
+
+// TestCases runs worlds that have found something, each of which says what.
+// Those in testdata/known find something that is not mended yet.
+func TestCases(t *testing.T) {
+	if os.Getenv(childEnv) != "" {
+		t.Skip("is a child")
+	}
+	for _, kind := range []string{"cases", "known"} {
+		files, err := filepath.Glob(filepath.Join("testdata", kind, "*.json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if kind == "cases" && len(files) == 0 {
+			t.Error("there are no cases")
+		}
+		for _, file := range files {
+			t.Run(file, func(t *testing.T) {
+				p := readPlan(t, file)
+				if p.Note == "" {
+					t.Error("does not say what it found")
+				}
+				switch f := runPlan(t, p); {
+				case f != nil && kind == "known":
+					t.Skipf("known: %s: %s", f.Kind, f.Text)
+				case f != nil:
+					t.Errorf("%s: %s\n\nits story:\n%s", f.Kind, f.Text, f.Story)
+				case kind == "known":
+					t.Log("does not fail any more? If it is mended, it belongs to the cases")
+				}
+			})
+		}
 	}
 }
 
