@@ -360,7 +360,7 @@ func (s *spareDescriptor) free() {
 // refuse resets a connection that waits on l, in place of the spare
 // descriptor. It returns false if there is none.
 func (s *spareDescriptor) refuse(l net.Listener) bool {
-	d, ok := l.(interface{ SetDeadline(time.Time) error })
+	d, ok := l.(deadliner)
 	if !ok {
 		return false
 	}

@@ -120,9 +120,12 @@ func stopAll(socks []*bound) {
 	all.Wait()
 }
 
-// lastCalls is how long a socket that is about to close still gives out
-// connections that the kernel has made.
-const lastCalls = 10 * time.Millisecond
+// A socket that is about to close still gives out the connections that the
+// kernel has made: as many as its queue may hold, until none comes for so long.
+const (
+	lastCall     = 10 * time.Millisecond
+	maxLastCalls = 4096
+)
 
 // stop closes the socket and waits for the accept loop. Connections go on.
 // What waits in a socket that systemd passed is left to its next user.
@@ -131,13 +134,30 @@ func (s *bound) stop() {
 		served := true
 		s.serving.Do(func() { served = false }) // never from now on
 		close(s.stopped)
-		d, ok := s.Listener.(interface{ SetDeadline(time.Time) error })
-		if ok && served && !s.fromSystemd() && d.SetDeadline(time.Now().Add(lastCalls)) == nil {
+		d, ok := s.Listener.(deadliner)
+		if ok && served && d.SetDeadline(time.Unix(1, 0)) == nil {
 			s.loop.Wait()
 		}
 		s.Close()
 	})
 	s.loop.Wait()
+}
+
+type deadliner interface{ SetDeadline(time.Time) error }
+
+// lastCalls takes what waits in a socket that is being stopped.
+func (s *bound) lastCalls() {
+	d, ok := s.Listener.(deadliner)
+	for range maxLastCalls {
+		if !ok || s.fromSystemd() || d.SetDeadline(time.Now().Add(lastCall)) != nil {
+			return
+		}
+		c, err := s.Accept()
+		if err != nil {
+			return
+		}
+		s.owner.Load().take(c)
+	}
 }
 
 func (s *bound) isStopped() bool {
@@ -152,8 +172,9 @@ func (s *bound) isStopped() bool {
 // accept survives errors such as running out of descriptors: it waits a
 // little and goes on.
 func (s *bound) accept() {
+	defer s.lastCalls()
 	wait := time.Duration(0)
-	for {
+	for !s.isStopped() {
 		c, err := s.Accept()
 		l := s.owner.Load()
 		if err == nil {
@@ -161,20 +182,15 @@ func (s *bound) accept() {
 			l.take(c)
 			continue
 		}
-		if errors.Is(err, net.ErrClosed) || s.isStopped() {
+		switch {
+		case s.isStopped(), errors.Is(err, net.ErrClosed):
 			return
-		}
-		refused := l.acceptFailed(s.Listener, err)
-		if s.isStopped() {
-			return
-		}
-		if refused {
+		case l.acceptFailed(s.Listener, err):
 			continue // more may be waiting
 		}
 		wait = min(max(2*wait, 5*time.Millisecond), time.Second)
 		select {
 		case <-s.stopped:
-			return
 		case <-time.After(wait):
 		}
 	}

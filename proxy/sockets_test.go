@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/rs/zerolog"
 )
 
 func hasIPv6() bool {
@@ -429,4 +431,26 @@ func TestReloadKeepsCounts(t *testing.T) {
 	}
 	c.Close()
 	eventually(t, "the connection is gone", func() bool { return n.web.Status()[0].Open == 0 })
+}
+
+// A socket that closes first gives out the connections that the kernel has made.
+func TestStopTakesWhatWaits(t *testing.T) {
+	n := newNodes(t, Config{}, Config{Services: serviceAt(t, newTarget(t, "", echo))})
+	st, err := n.web.compile(Config{Listeners: []Listener{listenOn(t, KindForward, "127.0.0.1:0")}, Log: zerolog.Nop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ls, err := n.web.bindAll(st, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var conns []net.Conn
+	for range 50 {
+		conns = append(conns, dialTo(t, "tcp", ls[0].socks[0].Addr().String()))
+	}
+	ls[0].own()
+	stopAll(ls[0].socks)
+	for _, c := range conns {
+		roundTrip(t, c, "served")
+	}
 }
