@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -105,29 +106,29 @@ func hashOf(element string) string {
 	return "'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'"
 }
 
-// An adminServer serves the admin endpoint on one listener.
+// An adminServer serves the admin endpoint.
 type adminServer struct {
-	http     *http.Server
-	listener net.Listener
-	done     chan struct{}
+	http *http.Server
+	door *door
+	done sync.WaitGroup
 }
 
-func startAdmin(l net.Listener, s adminSource) *adminServer {
+func startAdmin(d *door, s adminSource) *adminServer {
 	a := &adminServer{
 		http: &http.Server{
-			Handler:           adminHandler(s, l.Addr().Network() == "unix"),
+			Handler:           adminHandler(s, d.socks[0].Addr().Network() == "unix"),
 			ReadHeaderTimeout: 5 * time.Second,
 			WriteTimeout:      30 * time.Second,
 			IdleTimeout:       time.Minute,
 			MaxHeaderBytes:    16 << 10,
 		},
-		listener: l,
-		done:     make(chan struct{}),
+		door: d,
 	}
-	go func() {
-		defer close(a.done)
-		a.http.Serve(l) // ends with Close alone: http retries what Accept says is temporary
-	}()
+	for _, l := range d.socks {
+		a.done.Go(func() {
+			a.http.Serve(l) // ends with Close alone: http retries what Accept says is temporary
+		})
+	}
 	return a
 }
 
@@ -138,5 +139,5 @@ func (a *adminServer) close() {
 	if a.http.Shutdown(ctx) != nil {
 		a.http.Close()
 	}
-	<-a.done
+	a.done.Wait()
 }

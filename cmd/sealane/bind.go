@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"strconv"
 	"syscall"
 
 	"github.com/sealane/sealane/proxy"
@@ -16,9 +15,42 @@ import (
 // sockets are what systemd passed to this process, by name.
 type sockets map[string][]*os.File
 
+// A door is where one key of the config is listened on: one socket for each
+// family that its address means.
+type door struct {
+	socks []net.Listener
+	text  string // for people
+}
+
+func newDoor(e proxy.Endpoint, socks ...net.Listener) *door {
+	d := &door{socks: socks, text: socks[0].Addr().String()}
+	if len(socks) > 1 {
+		// All are on one port, which the kernel may have picked.
+		host, _, _ := net.SplitHostPort(e.Address)
+		_, port, _ := net.SplitHostPort(d.text)
+		d.text = net.JoinHostPort(host, port)
+	}
+	return d
+}
+
+// all lists the sockets, none of no door.
+func (d *door) all() []net.Listener {
+	if d == nil {
+		return nil
+	}
+	return d.socks
+}
+
+func (d *door) close() {
+	for _, s := range d.all() {
+		s.Close()
+	}
+}
+
 // listen binds the address of a key of the config, links' or the admin's, and
-// says in words what to do if it cannot be had.
-func (s sockets) listen(key string, e proxy.Endpoint) (net.Listener, error) {
+// says in words what to do if it cannot be had. Sockets of beside, which are
+// about to be closed, are no obstacle.
+func (s sockets) listen(key string, e proxy.Endpoint, beside []net.Listener) (*door, error) {
 	var l net.Listener
 	var err error
 	switch e.Network {
@@ -32,14 +64,15 @@ func (s sockets) listen(key string, e proxy.Endpoint) (net.Listener, error) {
 	case "unix":
 		l, err = proxy.ListenUnix(e.Address, 0, "") // for this user alone
 	default:
-		var lc net.ListenConfig
-		lc.SetMultipathTCP(false) // of which the sandbox sees nothing
-		l, err = lc.Listen(context.Background(), "tcp", e.Address)
+		var socks []net.Listener
+		if socks, err = proxy.Listen(context.Background(), e, beside); err == nil {
+			return newDoor(e, socks...), nil
+		}
 	}
 	if err != nil {
 		return nil, bindError(key, e, err)
 	}
-	return l, nil
+	return newDoor(e, l), nil
 }
 
 // bindError says in words what to do about an address that cannot be had.
@@ -49,7 +82,7 @@ func bindError(key string, e proxy.Endpoint, err error) error {
 	case errors.Is(err, syscall.EADDRINUSE):
 		advice = "; another process has it (ss -lntpx shows which): stop that one or choose another address"
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
-		advice = "; this host has no such address: use one of its own, or 0.0.0.0"
+		advice = "; this host has no such address: use one of its own, or 0.0.0.0 for all of IPv4"
 	case errors.Is(err, syscall.EACCES):
 		advice = "; this user may not: use a port above 1023, or another folder for a unix socket"
 	case errors.Is(err, fs.ErrNotExist):
@@ -67,25 +100,24 @@ func cause(err error) error {
 	return err
 }
 
-// portOf is the TCP port of a listener, if it has one.
-func portOf(l net.Listener) (uint16, bool) {
-	if l == nil {
+// port is the door's TCP port, if it has one.
+func (d *door) port() (uint16, bool) {
+	if d == nil {
 		return 0, false
 	}
-	_, port, err := net.SplitHostPort(l.Addr().String())
-	if err != nil {
+	t, ok := d.socks[0].Addr().(*net.TCPAddr)
+	if !ok {
 		return 0, false
 	}
-	n, err := strconv.ParseUint(port, 10, 16)
-	return uint16(n), err == nil
+	return t.AddrPort().Port(), true
 }
 
-// socketOf is the path of a listener's unix socket, if it has one.
-func socketOf(l net.Listener) (string, bool) {
-	if l == nil {
+// path is that of the door's unix socket, if it has one.
+func (d *door) path() (string, bool) {
+	if d == nil {
 		return "", false
 	}
-	a, ok := l.Addr().(*net.UnixAddr)
+	a, ok := d.socks[0].Addr().(*net.UnixAddr)
 	if !ok {
 		return "", false
 	}

@@ -44,7 +44,7 @@ type node struct {
 	lastBad  string    // the error of the last reload, "" if it was good
 	tried    string    // the revision of the last reload, "" if it could not be read
 	draining bool
-	links    net.Listener // nil if there is none
+	links    *door        // nil if there is none
 	admin    *adminServer // nil if there is none
 
 	problems sync.Map // of peer's name to why its last attempt at a link failed
@@ -67,16 +67,16 @@ func startNode(cfg *config.Config, log zerolog.Logger, options nodeOptions) (_ *
 		started: time.Now(), cfg: cfg, base: cfg, tried: cfg.Revision, loaded: time.Now(),
 	}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
-	var admin net.Listener
+	var admin *door
 	defer func() {
 		if err != nil {
 			n.abandon(admin)
 		}
 	}()
-	if n.links, err = n.bind("listen", cfg.Listen); err != nil {
+	if n.links, err = n.bind("listen", cfg.Listen, nil); err != nil {
 		return nil, err
 	}
-	if admin, err = n.bind("admin", cfg.Admin); err != nil {
+	if admin, err = n.bind("admin", cfg.Admin, nil); err != nil {
 		return nil, err
 	}
 	n.metrics.setPeers(nil, peerNames(cfg))
@@ -109,13 +109,10 @@ func startNode(cfg *config.Config, log zerolog.Logger, options nodeOptions) (_ *
 }
 
 // abandon undoes a start that failed.
-func (n *node) abandon(admin net.Listener) {
+func (n *node) abandon(admin *door) {
 	n.cancel()
-	for _, l := range []net.Listener{n.links, admin} {
-		if l != nil {
-			l.Close()
-		}
-	}
+	n.links.close()
+	admin.close()
 	if n.proxy != nil {
 		n.proxy.Close()
 	}
@@ -125,22 +122,21 @@ func (n *node) abandon(admin net.Listener) {
 }
 
 // bind listens on the address of a key, if it is set.
-func (n *node) bind(key string, e proxy.Endpoint) (net.Listener, error) {
+func (n *node) bind(key string, e proxy.Endpoint, beside []net.Listener) (*door, error) {
 	if e == (proxy.Endpoint{}) {
 		return nil, nil
 	}
-	return n.options.sockets.listen(key, e)
+	return n.options.sockets.listen(key, e, beside)
 }
 
-func (n *node) serve(l net.Listener) {
-	if l == nil {
-		return
+func (n *node) serve(links *door) {
+	for _, l := range links.all() {
+		n.serving.Go(func() {
+			if err := n.mux.Serve(l); err != nil && !errors.Is(err, net.ErrClosed) {
+				n.logger.Error().Stringer("listen", l.Addr()).Err(err).Msg("links from peers are no longer accepted")
+			}
+		})
 	}
-	n.serving.Go(func() {
-		if err := n.mux.Serve(l); err != nil && !errors.Is(err, net.ErrClosed) {
-			n.logger.Error().Err(err).Msg("links from peers are no longer accepted")
-		}
-	})
 }
 
 func (n *node) muxConfig(c *config.Config) mux.Config {
@@ -172,7 +168,7 @@ func (n *node) dialLink(ctx context.Context, network, address string) (net.Conn,
 	return d.DialContext(ctx, network, address)
 }
 
-func (n *node) proxyConfig(c *config.Config, own ...net.Listener) proxy.Config {
+func (n *node) proxyConfig(c *config.Config, own ...*door) proxy.Config {
 	p := proxy.Config{
 		Listeners: c.Listeners, Routes: c.Routes, Services: c.Services, Egress: c.Egress,
 		Peers:    peerNames(c),
@@ -187,10 +183,10 @@ func (n *node) proxyConfig(c *config.Config, own ...net.Listener) proxy.Config {
 			Bytes:        n.metrics.moved,
 		},
 	}
-	for _, l := range own {
-		if port, ok := portOf(l); ok {
+	for _, d := range own {
+		if port, ok := d.port(); ok {
 			p.Own = append(p.Own, port)
-		} else if path, ok := socketOf(l); ok {
+		} else if path, ok := d.path(); ok {
 			p.OwnSockets = append(p.OwnSockets, path)
 		}
 	}
@@ -255,10 +251,10 @@ func (n *node) logStart() {
 	e := n.logger.Info().Str("version", versionName()).Str("public_key", n.cfg.Key.Public().String()).
 		Str("config", n.cfg.File).Str("revision", n.cfg.Revision)
 	if n.links != nil {
-		e.Stringer("listen", n.links.Addr())
+		e.Str("listen", n.links.text)
 	}
 	if n.admin != nil {
-		e.Stringer("admin", n.admin.listener.Addr())
+		e.Str("admin", n.admin.door.text)
 	}
 	e.Msg("started")
 	for _, l := range n.proxy.Status() {
@@ -319,18 +315,19 @@ func (n *node) apply(next *config.Config, within *proxy.Policy) error {
 	n.metrics.setPeers(nil, peerNames(next))
 	undo := func() {
 		closeNew(links, oldLinks)
-		closeNew(admin, adminListener(oldAdmin))
+		closeNew(admin, oldAdmin.at())
 		n.metrics.setPeers(peerNames(next), peerNames(before))
 	}
 	pc := n.proxyConfig(next, links, admin)
 	pc.Within = within
+	pc.Replaced = slices.Concat(replaced(oldLinks, links), replaced(oldAdmin.at(), admin))
 	if err := n.proxy.Update(pc); err != nil {
 		undo()
 		return err
 	}
 	if err := n.mux.Update(n.muxConfig(next)); err != nil {
 		undo()
-		pc := n.proxyConfig(before, oldLinks, adminListener(oldAdmin))
+		pc := n.proxyConfig(before, oldLinks, oldAdmin.at())
 		pc.Within = beforeWithin
 		return errors.Join(err, n.proxy.Update(pc))
 	}
@@ -340,46 +337,65 @@ func (n *node) apply(next *config.Config, within *proxy.Policy) error {
 }
 
 // rebind binds the addresses that are new in next. Those that stay keep their
-// listeners.
-func (n *node) rebind(next *config.Config) (links, admin net.Listener, err error) {
+// sockets; those that go are no obstacle, whatever they were for.
+func (n *node) rebind(next *config.Config) (links, admin *door, err error) {
 	n.mu.Lock()
-	links, admin = n.links, adminListener(n.admin)
-	before, old := n.cfg, n.links
+	links, admin = n.links, n.admin.at()
+	before := n.cfg
 	n.mu.Unlock()
+	oldLinks, oldAdmin := links, admin
+	beside, err := n.proxy.Leaving(n.proxyConfig(next))
+	if err != nil {
+		return nil, nil, err
+	}
 	if next.Listen != before.Listen {
-		if links, err = n.bind("listen", next.Listen); err != nil {
+		beside = append(beside, oldLinks.all()...)
+	}
+	if next.Admin != before.Admin {
+		beside = append(beside, oldAdmin.all()...)
+	}
+	if next.Listen != before.Listen {
+		if links, err = n.bind("listen", next.Listen, beside); err != nil {
 			return nil, nil, err
 		}
 	}
-	if next.Admin == before.Admin {
-		return links, admin, nil
-	}
-	if admin, err = n.bind("admin", next.Admin); err != nil {
-		closeNew(links, old)
-		return nil, nil, err
+	if next.Admin != before.Admin {
+		if admin, err = n.bind("admin", next.Admin, beside); err != nil {
+			closeNew(links, oldLinks)
+			return nil, nil, err
+		}
 	}
 	return links, admin, nil
 }
 
-func closeNew(l, old net.Listener) {
-	if l != nil && l != old {
-		l.Close()
+// replaced lists the sockets of a door that gives way to another.
+func replaced(old, next *door) []net.Listener {
+	if old == next {
+		return nil
+	}
+	return old.all()
+}
+
+func closeNew(d, old *door) {
+	if d != old {
+		d.close()
 	}
 }
 
-func adminListener(a *adminServer) net.Listener {
+// at is the admin endpoint's door, nil if there is no endpoint.
+func (a *adminServer) at() *door {
 	if a == nil {
 		return nil
 	}
-	return a.listener
+	return a.door
 }
 
 // adopt makes next the current config and serves on its addresses alone.
-func (n *node) adopt(next *config.Config, within *proxy.Policy, links, admin net.Listener) {
+func (n *node) adopt(next *config.Config, within *proxy.Policy, links, admin *door) {
 	n.mu.Lock()
 	oldLinks, oldAdmin := n.links, n.admin
 	n.cfg, n.within, n.links = next, within, links
-	if admin != adminListener(oldAdmin) {
+	if admin != oldAdmin.at() {
 		n.admin = nil
 		if admin != nil {
 			n.admin = startAdmin(admin, n)
@@ -388,11 +404,9 @@ func (n *node) adopt(next *config.Config, within *proxy.Policy, links, admin net
 	n.mu.Unlock()
 	if links != oldLinks {
 		n.serve(links)
-		if oldLinks != nil {
-			oldLinks.Close()
-		}
+		oldLinks.close()
 	}
-	if oldAdmin != nil && admin != oldAdmin.listener {
+	if oldAdmin != nil && admin != oldAdmin.door {
 		oldAdmin.close()
 	}
 }
@@ -479,9 +493,7 @@ func (n *node) close() {
 	n.mu.Lock()
 	links, admin := n.links, n.admin
 	n.mu.Unlock()
-	if links != nil {
-		links.Close()
-	}
+	links.close()
 	if admin != nil {
 		admin.close()
 	}
@@ -493,14 +505,14 @@ func (n *node) close() {
 func (n *node) linkAddress() string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.links.Addr().String()
+	return n.links.text
 }
 
 // adminAddress is where the admin endpoint is.
 func (n *node) adminAddress() string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.admin.listener.Addr().String()
+	return n.admin.door.text
 }
 
 // listenerAddress is where the listener at index i of the config is bound.
@@ -537,7 +549,7 @@ func (n *node) report() report {
 		Violations: make(map[string]uint64),
 	}
 	if n.links != nil {
-		r.Listen = n.links.Addr().String()
+		r.Listen = n.links.text
 	}
 	n.mu.Unlock()
 	r.Events = n.events.recent(n.proxy.Refusals())

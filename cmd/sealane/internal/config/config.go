@@ -110,7 +110,6 @@ func parse(file string, src []byte, getenv func(string) string) (*Config, error)
 		dir:     filepath.Dir(file),
 		content: sha256.New(),
 		keys:    make(map[session.PublicKey]keyPlace),
-		bound:   make(map[proxy.Endpoint]position),
 	}
 	l.content.Write(src)
 	root, err := parseYAML(src)
@@ -173,9 +172,9 @@ type loader struct {
 	names      []string    // of peers, those with other errors included
 	references []reference // to peers
 	keys       map[session.PublicKey]keyPlace
-	bound      map[proxy.Endpoint]position // addresses that this process listens on
-	targets    []target                    // of services
-	routes     []position                  // of Routes' matches
+	bound      []boundAt  // addresses that this process listens on
+	targets    []target   // of services
+	routes     []position // of Routes' matches
 }
 
 // A target is where a service leads, at a place of the config.
@@ -278,6 +277,12 @@ func (l *loader) admin(n *node) {
 	l.adminAt = n.at
 }
 
+// A boundAt is an address that this process listens on, and its place.
+type boundAt struct {
+	endpoint proxy.Endpoint
+	at       position
+}
+
 // endpoint decodes an address to listen on and keeps it from being used twice.
 func (l *loader) endpoint(n *node, name string) (proxy.Endpoint, bool) {
 	e, ok := parsed(&l.decoder, n, name, proxy.ParseListen)
@@ -285,13 +290,17 @@ func (l *loader) endpoint(n *node, name string) (proxy.Endpoint, bool) {
 		return e, false
 	}
 	e = e.RelativeTo(l.dir)
-	if first, again := l.bound[e]; again {
-		l.fail(n.at, "%s: %v is already listened on (%v); choose another address", name, e, first)
-		return e, false
+	for _, b := range l.bound {
+		switch {
+		case e == b.endpoint && e.Overlaps(b.endpoint):
+			l.fail(n.at, "%s: %v is already listened on (%v); choose another address", name, e, b.at)
+			return e, false
+		case e.Overlaps(b.endpoint):
+			l.fail(n.at, "%s: %v and %v (%v) have an address in common; choose another port, or one address for each", name, e, b.endpoint, b.at)
+			return e, false
+		}
 	}
-	if !strings.HasSuffix(e.Address, ":0") { // the kernel picks another port each time
-		l.bound[e] = n.at
-	}
+	l.bound = append(l.bound, boundAt{e, n.at})
 	return e, true
 }
 
@@ -382,9 +391,9 @@ func (l *loader) crossCheck() {
 // a lookup tells is refused when it is dialed.
 func (l *loader) checkTarget(t target) {
 	var first position
-	for e, at := range l.bound {
-		if leadsTo(t.to, e) && (first == position{} || at.line < first.line) {
-			first = at
+	for _, b := range l.bound {
+		if leadsTo(t.to, b.endpoint) && (first == position{} || b.at.line < first.line) {
+			first = b.at
 		}
 	}
 	if first != (position{}) {
