@@ -246,7 +246,7 @@ func polled(fd uintptr, events int16) int16 {
 	if _, err := unix.Poll(fds, 0); err != nil {
 		return 0
 	}
-	return fds[0].Revents & (events | unix.POLLERR)
+	return fds[0].Revents & (events | unix.POLLERR | unix.POLLHUP)
 }
 
 // broken reports whether the socket has failed while nobody read or wrote it:

@@ -39,7 +39,7 @@ func (l *listener) connect(cfg *Listener, rec *record, c net.Conn) {
 		return
 	}
 	rec.target = dest.String()
-	far, f := l.p.reach(rec, l, Target{}, dest)
+	far, f := l.open(rec, c, Target{}, dest)
 	c.SetWriteDeadline(time.Now().Add(requestTimeout))
 	if f != nil {
 		writeAnswer(c, connectStatus(f.result), "", string(f.result))

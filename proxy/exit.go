@@ -306,5 +306,9 @@ func (p *Proxy) dialExit(in inbound, o mux.Open) (net.Conn, grant, *failure) {
 	ctx, cancel := context.WithTimeout(in.Context(), st.dialTimeout())
 	defer cancel()
 	defer context.AfterFunc(p.ctx, cancel)()
-	return st.exit(ctx, in.Peer(), o)
+	c, g, f := st.exit(ctx, in.Peer(), o)
+	if f != nil && in.Context().Err() != nil {
+		f = &failure{result: ResultReset, reason: "the peer gave up before its target was connected", text: f.text}
+	}
+	return c, g, f
 }

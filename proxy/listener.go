@@ -32,8 +32,8 @@ type listener struct {
 
 // counts outlive reloads.
 type counts struct {
-	open, total atomic.Int64
-	lastError   atomic.Pointer[string]
+	now, total atomic.Int64
+	lastError  atomic.Pointer[string]
 }
 
 func (l *listener) all() []*bound { return slices.Concat(l.socks, l.extra) }
@@ -220,13 +220,13 @@ func (l *listener) take(c net.Conn) {
 		newConn(c, nil).reset()
 		return
 	}
-	l.open.Add(1)
+	l.now.Add(1)
 	l.total.Add(1)
 	go l.p.serve(string(l.cfg.Kind), l.release, func(rec *record) { l.handle(l.cfg, rec, c) })
 }
 
 func (l *listener) release() {
-	l.open.Add(-1)
+	l.now.Add(-1)
 	l.p.leave()
 }
 
@@ -282,7 +282,7 @@ func (l *listener) forward(cfg *Listener, rec *record, c net.Conn) {
 // run carries a connection whose app awaits no answer before its bytes flow:
 // it sees a failure as a reset.
 func (l *listener) run(rec *record, near *conn, to Target, dest Destination) {
-	far, f := l.p.reach(rec, l, to, dest)
+	far, f := l.open(rec, near.socket, to, dest)
 	if f != nil {
 		near.reset()
 		rec.failed(f)
@@ -301,7 +301,7 @@ func (l *listener) carry(rec *record, near *conn, far far) {
 }
 
 func (l *listener) status() ListenerStatus {
-	st := ListenerStatus{Kind: l.cfg.Kind, Address: l.cfg.Address.String(), Open: l.open.Load(), Total: l.total.Load()}
+	st := ListenerStatus{Kind: l.cfg.Kind, Address: l.cfg.Address.String(), Open: l.now.Load(), Total: l.total.Load()}
 	for _, s := range l.socks {
 		st.Bound = append(st.Bound, s.Addr().String())
 	}

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"net"
 	"os"
 	"sync"
 	"syscall"
@@ -75,10 +76,11 @@ func (p *poller) unregister(id uint64) {
 	delete(p.wake, id)
 }
 
-// arm makes the next event of fd call id's wake.
-func (p *poller) arm(op int, fd uintptr, id uint64) error {
+// arm makes the next of events of fd call id's wake. An error and a full end
+// always are such events.
+func (p *poller) arm(op int, events uint32, fd uintptr, id uint64) error {
 	e := unix.EpollEvent{
-		Events: unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLONESHOT,
+		Events: events | unix.EPOLLONESHOT,
 		Fd:     int32(uint32(id)), Pad: int32(uint32(id >> 32)), // the 64 bits that come back
 	}
 	var err error
@@ -86,6 +88,47 @@ func (p *poller) arm(op int, fd uintptr, id uint64) error {
 		return cerr
 	}
 	return err
+}
+
+// watch calls gone once the app has gone, until stop is called or a little
+// later. A nil poller watches nothing.
+func (p *poller) watch(app net.Conn, gone func()) (stop func()) {
+	sc, ok := app.(syscall.Conn)
+	if p == nil || !ok {
+		return func() {}
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return func() {}
+	}
+	id := p.register(func() {
+		if hasGone(raw) {
+			gone()
+		}
+	})
+	err = raw.Control(func(fd uintptr) { p.arm(unix.EPOLL_CTL_ADD, 0, fd, id) })
+	return func() {
+		p.unregister(id)
+		if err == nil {
+			raw.Control(func(fd uintptr) { p.disarm(fd) })
+		}
+	}
+}
+
+// hasGone reports whether a connection has failed, or, on a unix socket, was
+// closed with nothing left to deliver.
+func hasGone(raw syscall.RawConn) (gone bool) {
+	raw.Control(func(fd uintptr) {
+		events := polled(fd, 0)
+		queued, err := unix.IoctlGetInt(int(fd), unix.SIOCINQ)
+		gone = events&unix.POLLERR != 0 || events&unix.POLLHUP != 0 && err == nil && queued == 0
+	})
+	return gone
+}
+
+// disarm takes fd out, for others to arm.
+func (p *poller) disarm(fd uintptr) {
+	p.raw.Control(func(ep uintptr) { unix.EpollCtl(int(ep), unix.EPOLL_CTL_DEL, int(fd), nil) })
 }
 
 // A sleeper is a conn's part in a poller.
@@ -116,7 +159,7 @@ func (c *conn) sleep() bool {
 	// Once the poller is armed, another goroutine may have the conn.
 	c.nap.armed = true
 	var armErr error
-	err := c.rd.raw.Control(func(fd uintptr) { armErr = c.nap.poller.arm(op, fd, c.nap.id) })
+	err := c.rd.raw.Control(func(fd uintptr) { armErr = c.nap.poller.arm(op, unix.EPOLLIN|unix.EPOLLRDHUP, fd, c.nap.id) })
 	return err == nil && armErr == nil
 }
 

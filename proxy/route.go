@@ -65,12 +65,12 @@ func (st *state) agrees(ctx context.Context, kind Kind, dest Destination, to Tar
 
 // reach opens the way to where an app's connection goes: dest by the routes,
 // or to for a forward listener.
-func (p *Proxy) reach(rec *record, l *listener, to Target, dest Destination) (far, *failure) {
+func (p *Proxy) reach(ctx context.Context, rec *record, l *listener, to Target, dest Destination) (far, *failure) {
 	st := p.state.Load()
 	timeout := st.dialTimeout()
 	// The peer has the same time to dial its target. A little more here lets
 	// its answer, which says what failed, arrive first.
-	ctx, cancel := context.WithTimeout(p.ctx, timeout+max(timeout/5, 100*time.Millisecond))
+	ctx, cancel := context.WithTimeout(ctx, timeout+max(timeout/5, 100*time.Millisecond))
 	defer cancel()
 	if to == (Target{}) {
 		at, f := st.route(ctx, Kind(rec.via), dest)

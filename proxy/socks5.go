@@ -103,7 +103,7 @@ func (h *socksHandshake) dial(_ netctx.Context, _, addr string) (net.Conn, error
 		return nil, h.failure
 	}
 	h.rec.target = dest.String()
-	far, f := h.l.p.reach(h.rec, h.l, Target{}, dest)
+	far, f := h.l.open(h.rec, h.client, Target{}, dest)
 	h.client.SetWriteDeadline(time.Now().Add(requestTimeout)) // for the reply
 	if f != nil {
 		h.failure = f
