@@ -73,16 +73,21 @@ func TestGoneAppEndsItsDial(t *testing.T) {
 	patient := dialTo(t, "tcp", web.node.addr(0))
 	io.WriteString(patient, "patient")
 	halfClose(t, patient)
+	// And one that has ended its direction may go later.
+	late := dialTo(t, "tcp", web.node.addr(0))
+	halfClose(t, late)
 	fireAndForget := dialTo(t, "unix", path)
 	io.WriteString(fireAndForget, "to be delivered")
 	fireAndForget.Close()
-	eventually(t, "every dial hangs", func() bool { return d.waiting.Load() == apps+2 })
+	eventually(t, "every dial hangs", func() bool { return d.waiting.Load() == apps+3 })
 	for _, c := range conns {
 		if tc, ok := c.(*net.TCPConn); ok {
 			tc.SetLinger(0)
 		}
 		c.Close()
 	}
+	late.(*net.TCPConn).SetLinger(0)
+	late.Close()
 	eventually(t, "the dials of the apps that have gone end", func() bool { return d.waiting.Load() == 2 })
 	eventually(t, "the streams are gone", func() bool { return streamsOf(web) == 2 && streamsOf(db) == 2 })
 	eventually(t, "the connections are gone", func() bool {
@@ -134,11 +139,14 @@ func TestWatchedConnectionSleeps(t *testing.T) {
 	c := dialTo(t, "tcp", n.web.addr(0))
 	for range 3 {
 		say(t, c, "awake")
+		seen := 0 // in a row: one that cannot sleep tries again and again
 		eventually(t, "it sleeps", func() bool {
 			for _, s := range n.web.running(nil) {
-				return s.up.Load() == asleep
+				if seen++; s.up.Load() != asleep {
+					seen = 0
+				}
 			}
-			return false
+			return seen == 30
 		})
 	}
 }
