@@ -282,23 +282,6 @@ func resetOnClose(fd uintptr) error {
 	return os.NewSyscallError("setsockopt", unix.SetsockoptLinger(int(fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}))
 }
 
-// listenControl prepares a listening socket, which its connections take after:
-// an app's urgent byte stays where the app put it, in line.
-func listenControl(share bool) func(network, address string, c syscall.RawConn) error {
-	return func(_, _ string, c syscall.RawConn) error {
-		var err error
-		cerr := c.Control(func(fd uintptr) {
-			if err = urgentInLine(fd); err == nil && share {
-				err = setSharing(fd, true)
-			}
-		})
-		if cerr != nil {
-			return cerr
-		}
-		return err
-	}
-}
-
 // urgentInLine keeps the byte that a peer marks as urgent among the others.
 // Out of line, the kernel would take it out of the stream.
 func urgentInLine(fd uintptr) error {

@@ -5,7 +5,6 @@ package proxy
 import (
 	"errors"
 	"net"
-	"syscall"
 
 	"github.com/sealane/sealane/mux"
 )
@@ -35,8 +34,6 @@ func (c *conn) limitKernel(bool) {}
 func setMark(uintptr, uint32) error { return errors.New("socket marks exist on Linux only") }
 
 func resetOnClose(uintptr) error { return nil }
-
-func listenControl(bool) func(network, address string, c syscall.RawConn) error { return nil }
 
 func urgentInLine(uintptr) error { return nil }
 

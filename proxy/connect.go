@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"strings"
 	"time"
@@ -19,19 +20,24 @@ const maxConnectHead = 8 << 10
 // with any other method are refused, never forwarded.
 func (l *listener) connect(cfg *Listener, rec *record, c net.Conn) {
 	requested := l.awaitRequest(c)
-	head, ahead, err := readHead(c)
+	r := &hearing{Reader: c}
+	head, ahead, err := readHead(r)
 	var dest Destination
 	if err == nil {
 		dest, err = parseConnect(head, cfg.Users)
 	}
 	requested()
-	c.SetWriteDeadline(time.Now().Add(requestTimeout)) // for the answer
+	c.SetWriteDeadline(time.Now().Add(l.p.waits.request)) // for the answer
 	var bad *badRequest
 	switch {
+	case err != nil && !r.heard:
+		newConn(c, nil).reset()
+		rec.unused()
+		return
 	case errors.As(err, &bad):
 		writeAnswer(c, bad.status, bad.header, bad.reason)
 		rec.failed(&failure{result: bad.result, reason: bad.reason})
-		closeRefused(c)
+		l.closeRefused(c)
 		return
 	case err != nil:
 		newConn(c, nil).reset()
@@ -40,11 +46,11 @@ func (l *listener) connect(cfg *Listener, rec *record, c net.Conn) {
 	}
 	rec.target = dest.String()
 	far, f := l.open(rec, c, Target{}, dest)
-	c.SetWriteDeadline(time.Now().Add(requestTimeout))
+	c.SetWriteDeadline(time.Now().Add(l.p.waits.request))
 	if f != nil {
 		writeAnswer(c, connectStatus(f.result), "", string(f.result))
 		rec.failed(f)
-		closeRefused(c)
+		l.closeRefused(c)
 		return
 	}
 	if _, err := c.Write([]byte("HTTP/1.1 200 Connection established\r\n\r\n")); err != nil {
@@ -92,9 +98,12 @@ func malformed(reason string) *badRequest {
 
 var errHeadTooLong = &badRequest{"431 Request Header Fields Too Large", "", "the request's head is longer than 8 KiB", ResultBadRequest}
 
+var emptyLine = []byte("\r\n")
+
 // readHead reads a request's head, up to and with its empty line, and returns
-// it and what came behind it.
-func readHead(c net.Conn) (head, ahead []byte, err error) {
+// it and what came behind it. One empty line ahead of it is ignored (RFC 9112,
+// section 2.2).
+func readHead(c io.Reader) (head, ahead []byte, err error) {
 	buf := make([]byte, 0, 1<<10)
 	for {
 		if len(buf) == cap(buf) {
@@ -108,9 +117,9 @@ func readHead(c net.Conn) (head, ahead []byte, err error) {
 		buf = buf[:len(buf)+n]
 		if i := bytes.Index(buf[seen:], []byte("\r\n\r\n")); i >= 0 {
 			end := seen + i + 4
-			return buf[:end], buf[end:], nil
+			return bytes.TrimPrefix(buf[:end], emptyLine), buf[end:], nil
 		}
-		if len(buf) > 0 && !isTokenByte(buf[0]) {
+		if start := bytes.TrimPrefix(buf, emptyLine); len(start) > 0 && !isTokenByte(start[0]) && string(start) != "\r" {
 			return nil, nil, malformed("not an HTTP request")
 		}
 		if err != nil {
@@ -154,6 +163,10 @@ func parseConnect(head []byte, users []User) (Destination, error) {
 	return dest, nil
 }
 
+// onlyConnect is for people who meant this listener for plain http:// requests.
+const onlyConnect = "this proxy takes CONNECT alone, no http:// requests: set HTTPS_PROXY and not HTTP_PROXY to it, " +
+	"or tell the client to tunnel (curl --proxytunnel), or use a socks5 listener"
+
 func parseRequestLine(line string) (Destination, error) {
 	parts := strings.Split(line, " ")
 	if len(parts) != 3 || strings.ContainsFunc(line, isControl) {
@@ -167,7 +180,7 @@ func parseRequestLine(line string) (Destination, error) {
 		return Destination{}, malformed("not a request line")
 	}
 	if parts[0] != "CONNECT" {
-		return Destination{}, &badRequest{"405 Method Not Allowed", "Allow: CONNECT\r\n", "only CONNECT is served here", ResultBadRequest}
+		return Destination{}, &badRequest{"405 Method Not Allowed", "Allow: CONNECT\r\n", onlyConnect, ResultBadRequest}
 	}
 	dest, err := ParseDestination(parts[1])
 	if err != nil {
@@ -213,13 +226,13 @@ func basicAuthorized(value string, users []User) bool {
 // has sent and nobody will read must not turn the close into a reset, which
 // could overtake the answer: so the end is sent first, and a little of that
 // is read.
-func closeRefused(c net.Conn) {
+func (l *listener) closeRefused(c net.Conn) {
 	defer c.Close()
 	cw, ok := c.(interface{ CloseWrite() error })
 	if !ok || cw.CloseWrite() != nil {
 		return
 	}
-	c.SetReadDeadline(time.Now().Add(lingerTime))
+	c.SetReadDeadline(time.Now().Add(l.p.waits.linger))
 	var buf [4 << 10]byte
 	for read := 0; read < maxLinger; {
 		n, err := c.Read(buf[:])
@@ -230,8 +243,5 @@ func closeRefused(c net.Conn) {
 	}
 }
 
-// How long, and for how many bytes, a refused client may take to hang up.
-const (
-	lingerTime = time.Second
-	maxLinger  = 256 << 10
-)
+// maxLinger is how many bytes of a refused client are read before it hangs up.
+const maxLinger = 256 << 10

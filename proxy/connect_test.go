@@ -67,12 +67,19 @@ func TestConnectPipelined(t *testing.T) {
 			t.Errorf("got %q, %v", got, err)
 		}
 	}
-	// The head may come in any pieces.
-	c := dialTo(t, "tcp", n.web.addr(1))
-	for _, b := range []byte("CONNECT " + target + " HTTP/1.1\r\nHost: x\r\n\r\n") {
-		c.Write([]byte{b})
+	// The head may come in any pieces, behind one empty line, too.
+	for _, before := range []string{"", "\r\n"} {
+		c := dialTo(t, "tcp", n.web.addr(1))
+		for _, b := range []byte(before + "CONNECT " + target + " HTTP/1.1\r\nHost: x\r\n\r\n") {
+			c.Write([]byte{b})
+		}
+		hear(t, c, "HTTP/1.1 200 Connection established\r\n\r\n")
+		roundTrip(t, c, "hello")
 	}
-	hear(t, c, "HTTP/1.1 200 Connection established\r\n\r\n")
+	resp, c, _ := ask(t, n.web.addr(1), "\r\nCONNECT "+target+" HTTP/1.1\r\n\r\n")
+	if resp.StatusCode != 200 {
+		t.Errorf("behind an empty line: %s", resp.Status)
+	}
 	roundTrip(t, c, "hello")
 }
 
@@ -124,10 +131,13 @@ func TestConnectRefusesEverythingElse(t *testing.T) {
 		"CONNECT a.test:443 HTTP/1.1\r\nA: \x00\r\n\r\n":                    400,
 		"CONNECT a.test:443 HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc":       400,
 		"CONNECT a.test:443 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n": 400,
-		"\x05\x01\x00":                         400,
-		"\x16\x03\x01\x00":                     400,
-		"\r\n\r\n":                             400,
-		"CONNECT " + strings.Repeat("a", 9000): 431,
+		"\x05\x01\x00":     400,
+		"\x16\x03\x01\x00": 400,
+		"\r\n\r\n":         400,
+		"\r\n\r\nCONNECT a.test:443 HTTP/1.1\r\n\r\n":                                 400,
+		"\rCONNECT a.test:443 HTTP/1.1\r\n\r\n":                                       400,
+		"\nCONNECT a.test:443 HTTP/1.1\r\n\r\n":                                       400,
+		"CONNECT " + strings.Repeat("a", 9000):                                        431,
 		"CONNECT a.test:443 HTTP/1.1\r\nA: " + strings.Repeat("a", 9000) + "\r\n\r\n": 431,
 	} {
 		resp, c, r := ask(t, n.web.addr(1), request)
@@ -137,8 +147,12 @@ func TestConnectRefusesEverythingElse(t *testing.T) {
 		if want == 405 && resp.Header.Get("Allow") != "CONNECT" {
 			t.Errorf("%q: no Allow", request)
 		}
-		if _, err := io.Copy(io.Discard, r); err != nil {
+		body, err := io.ReadAll(r)
+		if err != nil {
 			t.Errorf("%.60q: after the answer: %v", request, err)
+		}
+		if want == 405 && !strings.Contains(string(body), "HTTPS_PROXY") {
+			t.Errorf("%.60q: the answer says %q, not what to use instead", request, body)
 		}
 		n.web.log.want(t, "from="+c.LocalAddr().String(), "result=bad_request")
 	}

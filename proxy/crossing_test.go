@@ -53,7 +53,7 @@ const sealed = "sealed"
 func (c *crossroads) goes(t *testing.T, kind Kind, to string) string {
 	t.Helper()
 	rec := &record{p: c.Proxy, via: string(kind)}
-	far, f := c.reach(rec, &listener{p: c.Proxy, local: true}, Target{}, dest(to))
+	far, f := c.reach(t.Context(), rec, &listener{p: c.Proxy, local: true}, Target{}, dest(to))
 	if far != nil {
 		far.abort(mux.ResetApp)
 	}
@@ -377,7 +377,7 @@ func TestLookupsEnd(t *testing.T) {
 		defer p.Close()
 		start := time.Now()
 		rec := &record{p: p, via: string(KindSOCKS5)}
-		if _, f := p.reach(rec, &listener{p: p, local: true}, Target{}, dest("10.0.0.9:9002")); f == nil || !strings.Contains(f.reason, "is unknown") {
+		if _, f := p.reach(t.Context(), rec, &listener{p: p, local: true}, Target{}, dest("10.0.0.9:9002")); f == nil || !strings.Contains(f.reason, "is unknown") {
 			t.Errorf("%v", f)
 		}
 		if took := time.Since(start); took > 2*time.Second {

@@ -72,7 +72,8 @@ func newDialer(cfg *Config) dialer {
 }
 
 // targetControl prepares a target's socket before it connects: a process that is
-// killed, or a dial that is given up, resets its target (see newConn).
+// killed, or a dial that is given up, resets its target (see newConn), and its
+// urgent byte stays in line.
 func targetControl(mark uint32) func(ctx context.Context, network, address string, c syscall.RawConn) error {
 	return func(_ context.Context, network, address string, c syscall.RawConn) error {
 		if mark != 0 {
@@ -84,7 +85,7 @@ func targetControl(mark uint32) func(ctx context.Context, network, address strin
 			return nil
 		}
 		var err error
-		if cerr := c.Control(func(fd uintptr) { err = resetOnClose(fd) }); cerr != nil {
+		if cerr := c.Control(func(fd uintptr) { err = errors.Join(resetOnClose(fd), urgentInLine(fd)) }); cerr != nil {
 			return cerr
 		}
 		return err

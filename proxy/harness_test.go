@@ -447,6 +447,12 @@ type node struct {
 
 func newNode(t testing.TB, cfg Config, o opener) *node {
 	t.Helper()
+	return newNodeThat(t, cfg, o, func(*Proxy) {})
+}
+
+// newNodeThat makes a node that was prepared before its start.
+func newNodeThat(t testing.TB, cfg Config, o opener, prepare func(*Proxy)) *node {
+	t.Helper()
 	n := &node{log: &logBuffer{}, tally: &tally{}}
 	cfg.Log = zerolog.New(n.log)
 	cfg.Hooks = n.tally.hooks()
@@ -456,6 +462,7 @@ func newNode(t testing.TB, cfg Config, o opener) *node {
 	}
 	n.Proxy = p
 	p.tick = 10 * time.Millisecond // whatever is silent for so long dozes
+	prepare(p)
 	if err := p.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -11,7 +11,8 @@ type Hooks struct {
 	// StreamClosed is called once for each StreamOpened.
 	StreamClosed func(peer, via string)
 	// StreamResult is called once for every connection or inbound stream,
-	// opened or not. peer is "" if none was chosen.
+	// opened or not, but for those whose app said nothing to a listener that
+	// it has to tell where it wants to go. peer is "" if none was chosen.
 	StreamResult func(peer, via string, result Result)
 	// Bytes is called as app bytes move: out is from an app of this node to
 	// the peer or from a target of this node to the peer, in the reverse.

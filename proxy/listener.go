@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"slices"
@@ -13,8 +14,13 @@ import (
 	"time"
 )
 
-// requestTimeout bounds the time an app takes to say what it wants.
-const requestTimeout = 10 * time.Second
+// waits bound what an app can make a listener wait for.
+type waits struct {
+	request time.Duration // until the app has said what it wants, and again until it has taken the answer
+	linger  time.Duration // until an app that was refused hangs up
+}
+
+var usualWaits = waits{request: 10 * time.Second, linger: time.Second}
 
 // A listener is an entry of the config and its sockets. It is read-only: a
 // reload makes another, which gets the sockets that stay.
@@ -247,7 +253,7 @@ func (l *listener) handle(cfg *Listener, rec *record, c net.Conn) {
 // awaitRequest bounds the time until the app has said what it wants: until
 // the returned function is called, the deadline or a drain ends the reads.
 func (l *listener) awaitRequest(c net.Conn) (done func()) {
-	c.SetDeadline(time.Now().Add(requestTimeout))
+	c.SetDeadline(time.Now().Add(l.p.waits.request))
 	ended := make(chan struct{})
 	stop := context.AfterFunc(l.p.draining, func() {
 		c.SetDeadline(time.Unix(1, 0))
@@ -261,12 +267,30 @@ func (l *listener) awaitRequest(c net.Conn) (done func()) {
 	}
 }
 
+// A hearing notes whether anything ever came.
+type hearing struct {
+	io.Reader
+	heard bool
+}
+
+func (r *hearing) Read(b []byte) (int, error) {
+	n, err := r.Reader.Read(b)
+	r.heard = r.heard || n > 0
+	return n, err
+}
+
 func (l *listener) forward(cfg *Listener, rec *record, c net.Conn) {
 	near := newConn(c, nil)
 	if cfg.ProxyProtocol {
 		done := l.awaitRequest(c)
-		from, err := readProxyHeader(c)
+		r := &hearing{Reader: c}
+		from, err := readProxyHeader(r)
 		done()
+		if err != nil && !r.heard {
+			near.reset()
+			rec.unused()
+			return
+		}
 		if err != nil {
 			near.reset()
 			rec.failed(&failure{result: ResultBadRequest, reason: err.Error()})

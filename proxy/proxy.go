@@ -47,6 +47,7 @@ type Proxy struct {
 	drained chan struct{} // not nil while Drain waits; closed at 0 connections
 	busy    int           // connections and inbound streams being served
 
+	waits        waits
 	tick         time.Duration // between sweeps; 0: what the timeouts need
 	background   sync.WaitGroup
 	namesChanged chan struct{}
@@ -110,6 +111,7 @@ func New(cfg Config, m *mux.Mux) (*Proxy, error) {
 func newProxy(cfg Config, o opener) (*Proxy, error) {
 	p := &Proxy{
 		opener: o, splices: make(map[*splice]struct{}), namesChanged: make(chan struct{}, 1), resolver: newStrictResolver(),
+		waits: usualWaits,
 	}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	p.draining, p.drainOnly = context.WithCancel(p.ctx)

@@ -50,6 +50,12 @@ func (r *record) failed(f *failure) {
 	r.fields(e).Str("result", string(f.result)).Str("reason", f.reason).Msg("connection refused")
 }
 
+// unused writes the line of a connection that ended before its app's first
+// byte, which is what health checks look like. It was not refused anything.
+func (r *record) unused() {
+	r.fields(r.p.log().Debug()).Msg("connection ended before its first byte")
+}
+
 // finished writes the line of a connection that was open.
 func (r *record) finished(o outcome, in, out int64) {
 	r.p.count(r.peer, r.via, o.result)

@@ -272,6 +272,31 @@ func (w binder) bind(ctx context.Context, a sockAddr) (net.Listener, error) {
 	return s, nil
 }
 
+// listenControl prepares a listening socket, which its connections take after:
+// an app's urgent byte stays where the app put it, in line.
+func listenControl(share bool) func(network, address string, c syscall.RawConn) error {
+	return func(_, _ string, c syscall.RawConn) error {
+		var err error
+		cerr := c.Control(func(fd uintptr) {
+			if err = urgentInLine(fd); err == nil && share {
+				err = setSharing(fd, true)
+			}
+		})
+		if cerr != nil {
+			return cerr
+		}
+		return err
+	}
+}
+
+// prepareListening is listenControl for a socket that listens already. One that
+// cannot be prepared, MPTCP's say, does without.
+func prepareListening(s *net.TCPListener) {
+	if raw, err := s.SyscallConn(); err == nil {
+		raw.Control(func(fd uintptr) { urgentInLine(fd) })
+	}
+}
+
 func listenTCP(ctx context.Context, a sockAddr, share bool) (net.Listener, error) {
 	lc := net.ListenConfig{KeepAliveConfig: keepAlive, Control: listenControl(share)}
 	lc.SetMultipathTCP(false) // a reset must be a TCP reset, and the sandbox sees nothing of MPTCP

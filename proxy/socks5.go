@@ -9,6 +9,7 @@ import (
 	"io"
 	"log"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -18,6 +19,8 @@ import (
 
 	"github.com/sealane/sealane/mux"
 )
+
+const socksVersion = 5
 
 // Replies of RFC 1928.
 const (
@@ -56,20 +59,30 @@ func (l *listener) socks5(cfg *Listener, rec *record, c net.Conn) {
 	}
 	if len(cfg.Users) > 0 {
 		conf.Credentials = newCredentials(cfg.Users)
+	} else {
+		// Some clients offer nothing but a user and a password.
+		conf.AuthMethods = []socks5.Authenticator{socks5.NoAuthAuthenticator{}, socks5.UserPassAuthenticator{Credentials: anybody{}}}
 	}
 	server, err := socks5.New(conf)
+	r := &hearing{Reader: c}
+	if err == nil {
+		h.greeting, err = readGreeting(r)
+	}
 	if err == nil {
 		err = server.ServeConn(socksConn{c, h})
 	}
 	h.requested()
 	c.SetDeadline(time.Time{}) // the reply is written
 	switch {
+	case !r.heard:
+		newConn(c, nil).reset()
+		rec.unused()
 	case h.failure != nil:
 		rec.failed(h.failure)
-		closeRefused(c)
+		l.closeRefused(c)
 	case h.far == nil:
 		rec.failed(&failure{result: ResultBadRequest, reason: h.explain(err)})
-		closeRefused(c)
+		l.closeRefused(c)
 	case !h.replied:
 		h.far.abort(mux.ResetApp)
 		newConn(c, nil).reset()
@@ -86,11 +99,29 @@ type socksHandshake struct {
 	rec       *record
 	client    net.Conn
 	requested func() // ends the request's deadline
+	greeting  []byte // read already, and not yet by go-socks5
 
 	far     far      // once it is open
 	failure *failure // or why it is not
 	replied bool     // the reply was written
 	ahead   []byte   // what go-socks5 had read behind the request
+}
+
+// readGreeting reads a client's first message and returns it with its methods in
+// order: go-socks5 takes the first that it knows, and none at all is to go before
+// a user and a password. What is no greeting it returns as far as it has read.
+func readGreeting(r io.Reader) ([]byte, error) {
+	b := make([]byte, 2, 2+255)
+	if _, err := io.ReadFull(r, b[:1]); err != nil || b[0] != socksVersion {
+		return b[:1], err
+	}
+	if _, err := io.ReadFull(r, b[1:]); err != nil {
+		return nil, err
+	}
+	b = b[:2+int(b[1])]
+	_, err := io.ReadFull(r, b[2:])
+	slices.Sort(b[2:])
+	return b, err
 }
 
 // dial is called with the request's destination. It returns a stand-in for
@@ -104,7 +135,7 @@ func (h *socksHandshake) dial(_ netctx.Context, _, addr string) (net.Conn, error
 	}
 	h.rec.target = dest.String()
 	far, f := h.l.open(h.rec, h.client, Target{}, dest)
-	h.client.SetWriteDeadline(time.Now().Add(requestTimeout)) // for the reply
+	h.client.SetWriteDeadline(time.Now().Add(h.l.p.waits.request)) // for the reply
 	if f != nil {
 		h.failure = f
 		return nil, f
@@ -131,6 +162,15 @@ func (h *socksHandshake) explain(err error) string {
 type socksConn struct {
 	net.Conn
 	h *socksHandshake
+}
+
+func (c socksConn) Read(b []byte) (int, error) {
+	if len(c.h.greeting) > 0 {
+		n := copy(b, c.h.greeting)
+		c.h.greeting = c.h.greeting[n:]
+		return n, nil
+	}
+	return c.Conn.Read(b)
 }
 
 // Write puts the right code into the reply to a failed request: go-socks5
@@ -193,6 +233,11 @@ func newCredentials(users []User) credentials {
 	}
 	return c
 }
+
+// anybody is for a listener without users.
+type anybody struct{}
+
+func (anybody) Valid(string, string) bool { return true }
 
 func (c credentials) Valid(user, password string) bool {
 	want, known := c[user]

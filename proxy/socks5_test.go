@@ -273,7 +273,7 @@ func TestSOCKS5Users(t *testing.T) {
 // Garbage ends quietly: no panic, one log line, none of the bytes raw in it.
 func TestSOCKS5Garbage(t *testing.T) {
 	n := socksNodes(t, nil)
-	for _, in := range []string{"", "\x04\x01\x00\x50\x7f\x00\x00\x01\x00", "GET / HTTP/1.1\r\n\r\n", "\x05", "\x05\x00", "\x05\x01\x00\x05\x01", "\x05\x01\x00\x06\x01\x00\x01\x7f\x00\x00\x01\x00\x50"} {
+	for _, in := range []string{"\x04\x01\x00\x50\x7f\x00\x00\x01\x00", "GET / HTTP/1.1\r\n\r\n", "\x05", "\x05\x00", "\x05\x01\x00\x05\x01", "\x05\x01\x00\x06\x01\x00\x01\x7f\x00\x00\x01\x00\x50"} {
 		c := dialTo(t, "tcp", n.web.addr(0))
 		io.WriteString(c, in)
 		halfClose(t, c)

@@ -48,6 +48,9 @@ func (c *Config) activated(name string) ([]net.Listener, error) {
 			}
 			return nil, fmt.Errorf("the socket that systemd passed as %q: %w", name, err)
 		}
+		if tcp, ok := s.(*net.TCPListener); ok {
+			prepareListening(tcp)
+		}
 		socks = append(socks, s)
 	}
 	if len(socks) == 0 {

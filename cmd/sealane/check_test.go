@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/sealane/sealane/cmd/sealane/internal/config"
+	"github.com/sealane/sealane/proxy"
 )
 
 // TestCheckBrokenConfigs: each broken config ends with 78 and names a line and
@@ -91,7 +92,7 @@ func TestOwnListenersAreKnown(t *testing.T) {
 	}
 	defer links.Close()
 	n := &node{metrics: newMetrics()}
-	c := n.proxyConfig(config.Default("x"), links, admin, nil)
+	c := n.proxyConfig(config.Default("x"), newDoor(proxy.Endpoint{}, links), newDoor(proxy.Endpoint{}, admin), nil)
 	port := uint16(links.Addr().(*net.TCPAddr).Port)
 	if !slices.Equal(c.OwnSockets, []string{path}) || !slices.Equal(c.Own, []uint16{port}) {
 		t.Errorf("%q, %d", c.OwnSockets, c.Own)
