@@ -155,6 +155,7 @@ func TestSystemdListenerErrors(t *testing.T) {
 	}{
 		{KindForward, "other", `passed no socket named "other"`},
 		{KindSOCKS5, "app", "add users"},
+		{KindConnect, "app", "add users"},
 	} {
 		p, err := newProxy(Config{Listeners: []Listener{listenOn(t, tt.kind, "systemd:"+tt.name)}, Activated: wide}, &fakeLink{})
 		if err != nil {
@@ -165,6 +166,22 @@ func TestSystemdListenerErrors(t *testing.T) {
 		}
 		p.Close()
 	}
+}
+
+// Nor does a reload make an open proxy of a wide socket that served something else.
+func TestSystemdListenerReloadNeedsUsers(t *testing.T) {
+	wide, bound := activation(t, "app", "0.0.0.0:0")
+	n := newNodes(t, Config{Listeners: []Listener{listenOn(t, KindForward, "systemd:app")}, Activated: wide},
+		Config{Services: serviceAt(t, newTarget(t, "", echo))})
+	for _, kind := range []Kind{KindSOCKS5, KindConnect} {
+		cfg := stateConfig(n.web)
+		cfg.Listeners = []Listener{listenOn(t, kind, "systemd:app")}
+		if err := n.web.update(cfg); !errors.Is(err, errNeedsUsers) {
+			t.Errorf("%s: %v", kind, err)
+		}
+	}
+	_, port, _ := net.SplitHostPort(bound[0])
+	roundTrip(t, dialTo(t, "tcp", "127.0.0.1:"+port), "still a forward")
 }
 
 // ActivatedSockets is tested in a process of its own, where descriptors 3 and

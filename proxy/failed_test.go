@@ -1,0 +1,218 @@
+package proxy
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// A closingConn tells when it is closed, and fails each write if it is to.
+type closingConn struct {
+	net.Conn
+	once   sync.Once
+	closed chan struct{}
+	fail   error
+}
+
+func newClosingConn(c net.Conn, fail error) *closingConn {
+	return &closingConn{Conn: c, closed: make(chan struct{}), fail: fail}
+}
+
+func (c *closingConn) Write(b []byte) (int, error) {
+	if c.fail != nil {
+		return 0, c.fail
+	}
+	return c.Conn.Write(b)
+}
+
+func (c *closingConn) Close() error {
+	c.once.Do(func() { close(c.closed) })
+	return c.Conn.Close()
+}
+
+func (c *closingConn) wantClosed(t testing.TB) {
+	t.Helper()
+	select {
+	case <-c.closed:
+	case <-time.After(patience):
+		t.Error("the target was not closed")
+	}
+}
+
+// Of two addresses that both answer, one is used, and the other is closed.
+func TestLosingDialIsClosed(t *testing.T) {
+	target := newTarget(t, "", echo)
+	first, second := make(chan struct{}), make(chan struct{})
+	loser := make(chan *closingConn, 1)
+	d := dialer{dial: func(ctx context.Context, _, address string) (net.Conn, error) {
+		c, err := net.Dial("tcp", target)
+		if err != nil {
+			return nil, err
+		}
+		if strings.HasPrefix(address, "192.0.2.1:") {
+			close(first)
+			<-second // answers once the other has won, whatever ctx says
+			lost := newClosingConn(c, nil)
+			loser <- lost
+			return lost, nil
+		}
+		<-first
+		return c, nil
+	}}
+	c, f := d.dialAny(t.Context(), []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")}, 80)
+	if f != nil {
+		t.Fatal(f)
+	}
+	defer c.Close()
+	close(second)
+	(<-loser).wantClosed(t)
+	say(t, c, "the winner is not")
+}
+
+// A target that cannot be told where its stream comes from is closed.
+func TestFailedHeaderClosesTarget(t *testing.T) {
+	lost := errors.New("lost")
+	target := newTarget(t, "", echo)
+	services := serviceAt(t, target)
+	services[0].ProxyProtocol = true
+	conns := make(chan *closingConn, 1)
+	n := newNodes(t, Config{Listeners: []Listener{listenOn(t, KindForward, "127.0.0.1:0")}}, Config{
+		Services: services,
+		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+			c, err := new(net.Dialer).DialContext(ctx, network, address)
+			if err != nil {
+				return nil, err
+			}
+			bad := newClosingConn(c, lost)
+			conns <- bad
+			return bad, nil
+		},
+	})
+	wantDialReset(t, n.web.addr(0))
+	(<-conns).wantClosed(t)
+}
+
+// What this node dials is reset by its close from the start, not from when a
+// stream has it: that is how a killed process looks to its target.
+func TestDialedTargetIsResetByItsClose(t *testing.T) {
+	ended := make(chan error, 1)
+	target := newTarget(t, "", func(c net.Conn) {
+		_, err := io.Copy(io.Discard, c)
+		ended <- err
+	})
+	c, f := newDialer(&Config{}).dialAny(t.Context(), []netip.Addr{netip.MustParseAddr("127.0.0.1")}, portOf(t, target))
+	if f != nil {
+		t.Fatal(f)
+	}
+	c.Close()
+	if err := <-ended; !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the target saw %v, not a reset", err)
+	}
+}
+
+// The header has one family for both addresses, whichever each is of.
+func TestProxyHeaderFamilies(t *testing.T) {
+	for _, src := range []string{"192.0.2.1:1000", "[2001:db8::1]:1000", "[::ffff:192.0.2.1]:1000"} {
+		for _, dst := range []string{"10.0.0.1:5432", "[2001:db8::2]:5432", ""} {
+			s, d := addrPort(src), addrPort(dst)
+			b := appendProxyHeader(nil, unmapped(s), d, "web")
+			addrs := map[byte]int{proxyTCP4: proxyTCP4Len, proxyTCP6: proxyTCP6Len}[b[13]]
+			if want := proxyHeaderLen + addrs + 3 + len("web"); addrs == 0 || len(b) != want {
+				t.Errorf("%s to %q: family %#x in %d bytes, want %d: % x", src, dst, b[13], len(b), want, b)
+				continue
+			}
+			if v4 := unmapped(s).Addr().Is4() && (dst == "" || d.Addr().Is4()); v4 != (b[13] == proxyTCP4) {
+				t.Errorf("%s to %q: family %#x", src, dst, b[13])
+			}
+			if !bytes.HasSuffix(b, []byte("\xe0\x00\x03web")) {
+				t.Errorf("%s to %q: % x", src, dst, b)
+			}
+			if back, err := readProxyHeader(bytes.NewReader(b)); err != nil || back != unmapped(s) {
+				t.Errorf("%s to %q reads back as %v, %v", src, dst, back, err)
+			}
+			// The destination, behind the source, and the ports.
+			half := (addrs - 4) / 2
+			to, _ := netip.AddrFromSlice(b[proxyHeaderLen+half : proxyHeaderLen+2*half])
+			if dst != "" && to.Unmap() != d.Addr() || dst == "" && !to.IsUnspecified() {
+				t.Errorf("%s to %q has the destination %v", src, dst, to)
+			}
+		}
+	}
+}
+
+// An app that dies after it has ended its direction is noticed, although no
+// limit is set and its target says nothing; so is a target at the other end.
+func TestDeadAfterHalfClose(t *testing.T) {
+	for _, who := range []string{"app", "target"} {
+		t.Run(who, func(t *testing.T) {
+			ended, die := make(chan struct{}), make(chan struct{})
+			n := forwardNodes(t, newTarget(t, "", func(c net.Conn) {
+				if who == "app" {
+					io.Copy(io.Discard, c) // until the app's end
+					close(ended)
+				} else {
+					c.(*net.TCPConn).CloseWrite()
+				}
+				<-die
+				if who == "target" {
+					c.(*net.TCPConn).SetLinger(0)
+				}
+			}), Timeouts{})
+			c := dialTo(t, "tcp", n.web.addr(0))
+			// The other, half-closed in the same way, lives on.
+			bystander := forwardNodes(t, newTarget(t, "", func(c net.Conn) {
+				io.Copy(io.Discard, c)
+				<-die
+				time.Sleep(100 * time.Millisecond) // ten sweeps
+				io.WriteString(c, "the answer")
+			}), Timeouts{})
+			b := dialTo(t, "tcp", bystander.web.addr(0))
+			halfClose(t, b)
+			if who == "app" {
+				halfClose(t, c)
+				<-ended
+				c.(*net.TCPConn).SetLinger(0)
+				c.Close()
+				n.web.log.want(t, "result=reset", "reason=the app is gone")
+				n.db.log.want(t, "result=reset")
+				close(die)
+			} else {
+				if _, err := io.ReadAll(c); err != nil {
+					t.Fatal(err)
+				}
+				close(die)
+				n.db.log.want(t, "result=reset")
+				n.web.log.want(t, "result=reset")
+			}
+			if got, err := io.ReadAll(b); err != nil || string(got) != "the answer" {
+				t.Errorf("the bystander got %q, %v", got, err)
+			}
+		})
+	}
+}
+
+// The half-close clock starts with the half-close: a connection that was idle
+// for longer is not cut by it.
+func TestHalfCloseClockStartsAtTheEnd(t *testing.T) {
+	const limit = 600 * time.Millisecond
+	n := forwardNodes(t, newTarget(t, "", func(c net.Conn) {
+		io.Copy(io.Discard, c)
+		time.Sleep(limit / 4)
+		io.WriteString(c, "the answer")
+	}), Timeouts{HalfClose: limit})
+	c := dialTo(t, "tcp", n.web.addr(0))
+	io.WriteString(c, "request")
+	time.Sleep(2 * limit) // idle, which has no limit
+	halfClose(t, c)
+	if got, err := io.ReadAll(c); err != nil || string(got) != "the answer" {
+		t.Errorf("got %q, %v", got, err)
+	}
+}
