@@ -82,7 +82,7 @@ func bindError(key string, e proxy.Endpoint, err error) error {
 	case errors.Is(err, syscall.EADDRINUSE):
 		advice = "; another process has it (ss -lntpx shows which): stop that one or choose another address"
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
-		advice = "; this host has no such address: use one of its own, or 0.0.0.0 for all of IPv4"
+		advice = "; this host has no such address: use one of its own, or 0.0.0.0 or [::]"
 	case errors.Is(err, syscall.EACCES):
 		advice = "; this user may not: use a port above 1023, or another folder for a unix socket"
 	case errors.Is(err, fs.ErrNotExist):

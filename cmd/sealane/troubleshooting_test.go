@@ -143,6 +143,7 @@ func configTroubles(t *testing.T) []string {
 		"identity: node.key\nadmin: 127.0.0.1:1\nlisten: 127.0.0.1:1",
 		"identity: node.key\nlisten: :7423\nservices: [{name: s, address: \"127.0.0.1:7423\", allow: [x]}]",
 		"identity: node.key\nlisteners: [{socks5: \"unix:s\", owner: \"nosuch:grp\"}]",
+		"identity: node.key\nadmin: 127.0.0.1:1\nlisten: 0.0.0.0:1",
 		peer + "identity: node.key\negress: [{allow: [db], match: [\"*.internal\", \"2130706433:80\"]}]",
 	} {
 		write(t, filepath.Join(dir, "sealane.yaml"), config+"\n", 0o644)
@@ -272,6 +273,7 @@ listeners:
   - {forward: "127.0.0.1:0", to: {peer: away, service: any}}
   - {socks5: "127.0.0.1:0"}
   - {socks5: "127.0.0.1:0", users: [{name: app, password_file: password}]}
+  - {connect: "127.0.0.1:0"}
 routes:
   - {match: "*:8080-8081", to: {peer: far}}
   - {match: "no-such-host.invalid:8082", to: {peer: far}}
@@ -281,8 +283,8 @@ routes:
 `, farKey.Public(), far.waitFor("started", 1)["listen"], newKey(t).Public())
 	write(t, filepath.Join(dir, "password"), "secret\n", 0o600)
 	near := startSidecar(t, dir)
-	near.waitFor("listening", 6)
-	bound := make([]string, 6)
+	near.waitFor("listening", 7)
+	bound := make([]string, 7)
 	for i, line := range near.lines("listening") {
 		bound[i] = line["address"].([]any)[0].(string)
 	}
@@ -297,7 +299,11 @@ routes:
 	knock(bound[4], socks("192.0.2.1", 8083))
 	knock(bound[4], socks("localhost", 8084))
 	knock(bound[5], socks("example.org", 8080)) // which asks for a password
-	near.waitFor("connection refused", 11)
+	knock(bound[6], "GET http://example.org/ HTTP/1.1\r\n\r\n")
+	gone := dial(t, bound[3]) // whose peer has no link
+	gone.(*net.TCPConn).SetLinger(0)
+	gone.Close()
+	near.waitFor("connection refused", 13)
 	far.waitFor("connection refused", 5)
 	return append(near.said(), far.said()...)
 }
