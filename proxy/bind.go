@@ -59,7 +59,7 @@ func (b *binding) bind(old []*listener) error {
 		l := b.successor(i, old)
 		b.next = append(b.next, l)
 		var err error
-		if wants[i], err = l.cfg.wants(ctx); err != nil {
+		if wants[i], err = l.cfg.wants(ctx, l.prev); err != nil {
 			return b.wrap(i, err)
 		}
 	}
@@ -107,10 +107,20 @@ type want struct {
 	has  *bound
 }
 
-// wants lists the sockets of a listener, with those of systemd as one.
-func (l *Listener) wants(ctx context.Context) ([]want, error) {
+// wants lists the sockets of a listener, with those of systemd as one. prev is
+// the last one with this address, if there was one: what a name meant then it
+// means still, or each reload would depend on a look-up.
+func (l *Listener) wants(ctx context.Context, prev *listener) ([]want, error) {
 	if l.Address.Network != "tcp" {
 		return []want{{key: l.Address.String()}}, nil
+	}
+	if prev != nil && l.Address.literal() == nil {
+		var wants []want
+		for _, s := range prev.socks {
+			a, _ := s.sockAddr()
+			wants = append(wants, want{key: s.want, addr: a})
+		}
+		return wants, nil
 	}
 	addrs, err := l.Address.sockAddrs(ctx, l.Kind)
 	if err != nil {
@@ -285,9 +295,14 @@ func (p *Proxy) Leaving(cfg Config) ([]net.Listener, error) {
 	defer p.change.Unlock()
 	stays := make(map[string]bool)
 	for i := range cfg.Listeners {
-		wants, err := cfg.Listeners[i].wants(context.Background())
+		l := &cfg.Listeners[i]
+		var prev *listener
+		if at := slices.IndexFunc(p.listeners, func(o *listener) bool { return o.cfg.Address == l.Address }); at >= 0 {
+			prev = p.listeners[at]
+		}
+		wants, err := l.wants(context.Background(), prev)
 		if err != nil {
-			return nil, fmt.Errorf("listener %s: %w", cfg.Listeners[i].name(), err)
+			return nil, fmt.Errorf("listener %s: %w", l.name(), err)
 		}
 		for _, w := range wants {
 			stays[w.key] = true

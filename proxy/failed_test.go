@@ -216,3 +216,80 @@ func TestHalfCloseClockStartsAtTheEnd(t *testing.T) {
 		t.Errorf("got %q, %v", got, err)
 	}
 }
+
+// A target that was connected for nobody, because its peer had given up, is reset.
+func TestAbandonedTargetIsClosed(t *testing.T) {
+	target := newTarget(t, "", echo)
+	dialing, connect := make(chan struct{}), make(chan struct{})
+	conns := make(chan *closingConn, 1)
+	n := newNodes(t, Config{Listeners: []Listener{listenOn(t, KindForward, "127.0.0.1:0")}, Timeouts: Timeouts{Dial: 50 * time.Millisecond}}, Config{
+		Services: serviceAt(t, target),
+		Dial: func(_ context.Context, network, address string) (net.Conn, error) {
+			close(dialing)
+			<-connect // although the context has long ended
+			c, err := net.Dial(network, address)
+			if err != nil {
+				return nil, err
+			}
+			late := newClosingConn(c, nil)
+			conns <- late
+			return late, nil
+		},
+	})
+	c := dialTo(t, "tcp", n.web.addr(0))
+	<-dialing
+	wantReset(t, c)
+	close(connect)
+	(<-conns).wantClosed(t)
+	n.db.log.want(t, "result=reset", "via=service")
+}
+
+// Where the answer cannot be written, what was opened for it is reset.
+func TestUnwritableAnswerResetsTarget(t *testing.T) {
+	for _, kind := range []Kind{KindSOCKS5, KindConnect} {
+		t.Run(string(kind), func(t *testing.T) {
+			ended := make(chan error, 1)
+			target := newTarget(t, "", func(c net.Conn) {
+				_, err := io.Copy(io.Discard, c)
+				ended <- err
+			})
+			n := newNodes(t, Config{Routes: []Route{routeTo(t, "*:*", Target{Peer: "db"})}},
+				Config{Egress: []EgressRule{egressFor(t, "web", "127.0.0.1:*")}})
+			app, ours := net.Pipe()
+			defer app.Close()
+			request := "CONNECT " + target + " HTTP/1.1\r\n\r\n"
+			answers := 0
+			if kind == KindSOCKS5 {
+				request = "\x05\x01\x00" + string(socksRequest(1, "127.0.0.1", portOf(t, target)))
+				answers = 1 // the choice of a method
+			}
+			go io.WriteString(app, request)
+			cfg := listenOn(t, kind, "127.0.0.1:0")
+			l := &listener{p: n.web.Proxy, cfg: &cfg, counts: new(counts)}
+			if !n.web.enter() {
+				t.Fatal("closed")
+			}
+			l.now.Add(1)
+			n.web.serve(string(kind), l.release, func(rec *record) { l.handle(&cfg, rec, &mutedConn{Conn: ours, left: answers}) })
+			if err := <-ended; !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("the target saw %v, not a reset", err)
+			}
+			n.web.log.want(t, "result=reset")
+			n.db.log.want(t, "result=reset")
+		})
+	}
+}
+
+// A mutedConn takes some writes and fails all others.
+type mutedConn struct {
+	net.Conn
+	left int
+}
+
+func (c *mutedConn) Write(b []byte) (int, error) {
+	if c.left == 0 {
+		return 0, syscall.EPIPE
+	}
+	c.left--
+	return len(b), nil
+}

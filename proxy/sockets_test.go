@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -453,4 +455,68 @@ func TestStopTakesWhatWaits(t *testing.T) {
 	for _, c := range conns {
 		roundTrip(t, c, "served")
 	}
+}
+
+// A unix socket keeps its file where another kind of listener takes its path,
+// with another mode, and where that reload fails.
+func TestReloadUnixKinds(t *testing.T) {
+	path := socketPath(t)
+	n := newNodes(t, Config{}, Config{Services: serviceAt(t, newTarget(t, "", echo))})
+	taken := listenOn(t, KindForward, newTarget(t, "", echo))
+	answers := map[Kind]string{KindForward: "\x05\x01\x00", KindSOCKS5: "\x05\x00", KindConnect: "HTTP/1.1 400 "}
+	var file os.FileInfo
+	check := func(kind Kind, mode os.FileMode) {
+		t.Helper()
+		now, err := os.Lstat(path)
+		if err != nil || now.Mode().Perm() != mode || file != nil && !os.SameFile(file, now) {
+			t.Errorf("%s: the file is %v, %v", kind, now, err)
+		}
+		file = now
+		c := dialTo(t, "unix", path)
+		io.WriteString(c, "\x05\x01\x00")
+		hear(t, c, answers[kind])
+		c.Close()
+	}
+	last, lastMode := Kind(""), os.FileMode(0)
+	for i, kind := range []Kind{KindForward, KindSOCKS5, KindConnect, KindForward, KindForward} {
+		l := listenOn(t, kind, "unix:"+path)
+		l.Mode = os.FileMode(0o600 | i<<3)
+		cfg := stateConfig(n.web)
+		cfg.Listeners = []Listener{l, taken}
+		if err := n.web.update(cfg); !errors.Is(err, syscall.EADDRINUSE) {
+			t.Fatalf("%v", err)
+		}
+		if last != "" {
+			check(last, lastMode)
+		}
+		cfg.Listeners = cfg.Listeners[:1]
+		if err := n.web.update(cfg); err != nil {
+			t.Fatal(err)
+		}
+		check(kind, l.Mode)
+		last, lastMode = kind, l.Mode
+	}
+}
+
+// A listener's name is looked up when it is bound, and not by later reloads,
+// which would fail with the resolver.
+func TestReloadLooksNoNameUpAgain(t *testing.T) {
+	n := newNodes(t, Config{Listeners: []Listener{listenOn(t, KindForward, "127.0.0.1:0")}},
+		Config{Services: serviceAt(t, newTarget(t, "", echo))})
+	before := n.web.addr(0)
+	// As if the name had been known.
+	cfg := stateConfig(n.web)
+	cfg.Listeners = slices.Clone(cfg.Listeners)
+	cfg.Listeners[0].Address.Address = "forgotten.invalid:" + strconv.Itoa(int(portOf(t, before)))
+	n.web.listeners[0].cfg.Address = cfg.Listeners[0].Address
+	if leaving, err := n.web.Leaving(cfg); err != nil || len(leaving) > 0 {
+		t.Errorf("%v, %v", leaving, err)
+	}
+	if err := n.web.update(cfg); err != nil {
+		t.Error(err)
+	}
+	if got := n.web.addr(0); got != before {
+		t.Errorf("bound to %s, before to %s", got, before)
+	}
+	roundTrip(t, dialTo(t, "tcp", before), "as before")
 }
