@@ -97,7 +97,11 @@ func run(ctx context.Context, o options, log zerolog.Logger) error {
 	if err != nil {
 		return err
 	}
-	listener, err := net.Listen("tcp", o.listen)
+	network := "tcp"
+	if host, _, err := net.SplitHostPort(o.listen); err == nil && host == "0.0.0.0" {
+		network = "tcp4" // or it would be every IPv6 address, too
+	}
+	listener, err := net.Listen(network, o.listen)
 	if err != nil {
 		return err
 	}
