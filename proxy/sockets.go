@@ -244,9 +244,11 @@ func familyAbsent(err error) bool {
 	return errors.Is(err, syscall.EAFNOSUPPORT) || errors.Is(err, syscall.EADDRNOTAVAIL)
 }
 
-// bind binds one address. Where sockets of beside are in the way, it
-// shares their port with them for the moment that this takes, and with nobody
-// else: the kernel asks all of them, and for the same user.
+// bind binds one address. Where sockets of beside are in the way, it shares their
+// port with them for the moment that this takes: the kernel asks all of them, and
+// that they are one user's. Its memory is longer: a process of the same user that
+// wants to share, too, could join later, as it could end this one and take its
+// place.
 func (w binder) bind(ctx context.Context, a sockAddr) (net.Listener, error) {
 	s, err := w.listen(ctx, a, false)
 	if err == nil || !errors.Is(err, syscall.EADDRINUSE) {

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
 )
 
 func hasIPv6() bool {
@@ -414,6 +415,36 @@ func TestReloadSharesWithNobody(t *testing.T) {
 			l.Close()
 			t.Errorf("another socket was bound to %s", host)
 		}
+	}
+	all := n.listeners[0].all()
+	if len(all) != 2 {
+		t.Errorf("%d sockets, want the old one and the new", len(all))
+	}
+	for _, s := range all {
+		raw, err := s.Listener.(*net.TCPListener).SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw.Control(func(fd uintptr) {
+			if v, err := syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, unix.SO_REUSEPORT); err != nil || v != 0 {
+				t.Errorf("%v still shares its port: %d, %v", s.Addr(), v, err)
+			}
+		})
+	}
+}
+
+// A port that the kernel picked stays with the address that it was picked for.
+func TestReloadKeepsPickedPort(t *testing.T) {
+	ls := []Listener{listenOn(t, KindForward, "localhost:0"), listenOn(t, KindForward, "127.0.0.1:0")}
+	n := newNode(t, Config{Listeners: ls}, &fakeLink{})
+	before := n.addr(1)
+	cfg := stateConfig(n)
+	cfg.Listeners = ls[1:]
+	if err := n.update(cfg); err != nil {
+		t.Fatal(err)
+	}
+	if got := n.addr(0); got != before {
+		t.Errorf("bound to %s, before to %s", got, before)
 	}
 }
 
