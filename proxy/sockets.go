@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -116,6 +117,24 @@ func (e Endpoint) Overlaps(other Endpoint) bool {
 		}
 	}
 	return false
+}
+
+// Covers says whether every address of other is one of e's, too, as far as that
+// can be told without a look-up.
+func (e Endpoint) Covers(other Endpoint) bool {
+	if e == other {
+		return true
+	}
+	mine, others := e.literal(), other.literal()
+	if e.Network != "tcp" || other.Network != "tcp" || len(others) == 0 {
+		return false
+	}
+	for _, b := range others {
+		if b.port == 0 || !slices.ContainsFunc(mine, func(a sockAddr) bool { return a.covers(b) }) {
+			return false
+		}
+	}
+	return true
 }
 
 // literal lists what a TCP endpoint means, nil if it is a name.

@@ -172,6 +172,31 @@ func TestOverlaps(t *testing.T) {
 	}
 }
 
+func TestCovers(t *testing.T) {
+	for _, tt := range []struct {
+		a, b   string
+		ab, ba bool
+	}{
+		{"127.0.0.1:7", "127.0.0.1:7", true, true},
+		{"0.0.0.0:7", "127.0.0.1:7", true, false},
+		{"localhost:7", "127.0.0.1:7", true, false},
+		{"localhost:7", "0.0.0.0:7", false, false},
+		{"[::]:7", ":7", true, true},
+		{":7", "localhost:7", true, false},
+		{"127.0.0.1:7", "127.0.0.1:8", false, false},
+		{"0.0.0.0:0", "127.0.0.1:0", false, false},
+		{"name:7", "127.0.0.1:7", false, false},
+		{":7", "name:7", false, false},
+		{"unix:/a", "unix:/a", true, true},
+		{"unix:/a", ":7", false, false},
+	} {
+		a, b := listenOn(t, KindForward, tt.a).Address, listenOn(t, KindForward, tt.b).Address
+		if a.Covers(b) != tt.ab || b.Covers(a) != tt.ba {
+			t.Errorf("%s and %s: %v and %v, want %v and %v", tt.a, tt.b, a.Covers(b), b.Covers(a), tt.ab, tt.ba)
+		}
+	}
+}
+
 // listenerOf makes one that may be bound anywhere.
 func listenerOf(t testing.TB, kind Kind, host, port string) Listener {
 	t.Helper()

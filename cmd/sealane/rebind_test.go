@@ -121,17 +121,30 @@ listeners:
 	near.reload()
 	check("traded", p[1], p[2], p[0], []string{"127.0.0.1", "::1"})
 
-	// A reload that fails at its last step has changed nothing.
+	// A reload that fails at its last step, and takes nothing away, changes nothing.
 	taken, err := net.Listen("tcp", "127.0.0.2:"+p[0])
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer taken.Close()
-	write(t, path, config("0.0.0.0:"+p[1], "0.0.0.0:"+p[2], "0.0.0.0:"+p[0]), 0o644)
+	write(t, path, config(":"+p[1], ":"+p[2], ":"+p[0]), 0o644)
 	near.signal(syscall.SIGHUP)
 	near.waitFor("reload refused; the old config stays in force", 1)
 	taken.Close()
 	check("refused", p[1], p[2], p[0], []string{"127.0.0.1", "::1"})
+
+	// One that takes an address away does so, and no more.
+	taken, err = net.Listen("tcp", "127.0.0.2:"+p[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	write(t, path, config("127.0.0.2:"+p[1], "localhost:"+p[2], "[::1]:"+p[0]), 0o644)
+	near.signal(syscall.SIGHUP)
+	near.waitFor("reload refused; the old config stays in force", 2)
+	if got := takes(p[0]); !slices.Equal(got, []string{"::1"}) {
+		t.Errorf("the forward takes connections on %q", got)
+	}
 }
 
 func adminAnswers(host, port string) error {

@@ -64,16 +64,22 @@ func (w *withdrawal) peers(base *config.Config) {
 
 func (w *withdrawal) hasPeer(name string) bool { return slices.Contains(peerNames(w.left), name) }
 
-// listeners keeps those that are in both configs and lead to the same place.
+// listeners keeps those that are in both configs and lead to the same place. One
+// that is to have more addresses keeps its own, and of one that is to have fewer
+// those are left.
 func (w *withdrawal) listeners(base *config.Config) {
 	w.left.Listeners = nil
 	for _, l := range base.Listeners {
-		i := slices.IndexFunc(w.next.Listeners, func(o proxy.Listener) bool { return o.Address == l.Address && o.Kind == l.Kind })
+		i := counterpart(l, w.next.Listeners)
 		if i < 0 || w.next.Listeners[i].To != l.To || w.next.Listeners[i].Owner != l.Owner || l.To.Peer != "" && !w.hasPeer(l.To.Peer) {
 			w.took("listener %s %v", l.Kind, l.Address)
 			continue
 		}
 		now := w.next.Listeners[i]
+		if !now.Address.Covers(l.Address) {
+			w.took("listener %s %v but for %v", l.Kind, l.Address, now.Address)
+			l.Address = now.Address
+		}
 		users, ok := commonUsers(l.Users, now.Users)
 		if !ok {
 			w.took("listener %s %v: it has no user in both configs", l.Kind, l.Address)
@@ -89,6 +95,18 @@ func (w *withdrawal) listeners(base *config.Config) {
 		}
 		w.left.Listeners = append(w.left.Listeners, l)
 	}
+}
+
+// counterpart is the index of what a listener has become: one with its address,
+// or with a part of it, or of which it is a part.
+func counterpart(l proxy.Listener, next []proxy.Listener) int {
+	same := slices.IndexFunc(next, func(o proxy.Listener) bool { return o.Kind == l.Kind && o.Address == l.Address })
+	if same >= 0 {
+		return same
+	}
+	return slices.IndexFunc(next, func(o proxy.Listener) bool {
+		return o.Kind == l.Kind && (o.Address.Covers(l.Address) || l.Address.Covers(o.Address))
+	})
 }
 
 // permissions is the mode of a listener's socket.

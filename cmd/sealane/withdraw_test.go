@@ -7,14 +7,12 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/sealane/sealane/cmd/sealane/internal/config"
-	"github.com/sealane/sealane/proxy"
 )
 
 // parsed is a config with the peers a and b, and what text adds.
@@ -72,6 +70,10 @@ egress: [{allow: [b], match: ["10.0.0.0/8:2"]}, {allow: [a, b], match: ["10.0.0.
 		{"route", peers + `routes: [{match: "*:1", to: direct}]`, peers + `routes: [{match: "*:1", to: {peer: a}}]`, "routes that lead elsewhere by the new ones"},
 		{"route ahead", peers + `routes: [{match: "*:1", to: direct}]`, peers + `routes: [{match: "*.x:1", to: {peer: a}}, {match: "*:1", to: direct}]`, "routes that lead elsewhere by the new ones"},
 		{"listener", peers + `listeners: [{socks5: "127.0.0.1:1080"}]`, peers + `listeners: [{socks5: "127.0.0.1:1081"}]`, "listener socks5 127.0.0.1:1080"},
+		{"listener on more addresses", peers + `listeners: [{socks5: "127.0.0.1:1080"}]`, peers + `listeners: [{socks5: "localhost:1080"}]`, ""},
+		{"listener on fewer", peers + `listeners: [{socks5: "localhost:1080"}]`, peers + `listeners: [{socks5: "127.0.0.1:1080"}]`,
+			"listener socks5 localhost:1080 but for 127.0.0.1:1080"},
+		{"listener on others", peers + `listeners: [{socks5: "127.0.0.1:1080"}]`, peers + `listeners: [{socks5: "127.0.0.2:1080"}]`, "listener socks5 127.0.0.1:1080"},
 		{"forward", peers + `listeners: [{forward: "127.0.0.1:1", to: {peer: a, service: s}}]`, peers + `listeners: [{forward: "127.0.0.1:1", to: {peer: b, service: s}}]`, "listener forward 127.0.0.1:1"},
 		{"users", peers + `listeners: [{socks5: "127.0.0.1:1080", ` + user("one", "two") + `}]`, peers + `listeners: [{socks5: "127.0.0.1:1080", ` + user("two") + `}]`, "users of listener socks5 127.0.0.1:1080"},
 		{"password", peers + `listeners: [{socks5: "127.0.0.1:1080", ` + user("one") + `}]`, peers + `listeners: [{socks5: "127.0.0.1:1080", ` + user("one-other") + `}]`, "listener socks5 127.0.0.1:1080: it has no user in both configs"},
@@ -93,8 +95,8 @@ egress: [{allow: [b], match: ["10.0.0.0/8:2"]}, {allow: [a, b], match: ["10.0.0.
 			t.Errorf("%s: withdrawn %q, want %q", c.name, got, c.gone)
 		}
 		for _, l := range left.Listeners {
-			i := slices.IndexFunc(next.Listeners, func(o proxy.Listener) bool { return o.Address == l.Address })
-			if i < 0 || len(l.Users) == 0 && len(next.Listeners[i].Users) > 0 || l.Address.Network == "unix" && l.Mode&^next.Listeners[i].Mode != 0 && next.Listeners[i].Mode != 0 {
+			i := counterpart(l, next.Listeners)
+			if i < 0 || !next.Listeners[i].Address.Covers(l.Address) || len(l.Users) == 0 && len(next.Listeners[i].Users) > 0 || l.Address.Network == "unix" && l.Mode&^next.Listeners[i].Mode != 0 && next.Listeners[i].Mode != 0 {
 				t.Errorf("%s: left is %+v", c.name, l)
 			}
 		}
