@@ -362,7 +362,11 @@ func TestNoMomentWithoutRules(t *testing.T) {
 	p.redirect(t, "up")
 	dialer := p.Start(as("hammer", world4+":5432", "["+world6+"]:5432")...)
 	dialer.Expect("dialed", 10*time.Second)
-	for i := range 24 {
+	rounds := 8
+	if os.Getenv("CI") == "true" {
+		rounds = 40
+	}
+	for i := range rounds {
 		args := []string{"up", "--ports", []string{"5432", "1-65535"}[i%2]}
 		if i%3 == 0 {
 			args = append(args, "--except-uid", "1234")
@@ -406,7 +410,8 @@ func TestLeftoverSets(t *testing.T) {
 	}
 }
 
-// Whoever flushes all tables takes ours as well. A watch puts it back, and the connections go on.
+// Whoever flushes all tables takes ours as well. A watch puts it back, and the connections go on, unless the kernel has
+// sent an acknowledgement for them meanwhile, which the real destination answers with a reset.
 func TestWatch(t *testing.T) {
 	prepare(t)
 	p := newPod(t)
@@ -414,19 +419,22 @@ func TestWatch(t *testing.T) {
 	watch := p.Start(as("redirect", "watch")...)
 	watch.Expect("watching", 10*time.Second)
 	p.redirect(t, "up", "--ports", "5432", "--guard-inbound", "1")
-	open := p.holdRedirected(t)
 	l := p.watch(t)
 	for i, remove := range []string{"flush ruleset", "delete table inet sealane", "delete chain inet sealane strays", "flush chain inet sealane output"} {
+		open := p.holdRedirected(t)
 		before := p.table()
 		p.Run("nft", remove)
 		netlab.Eventually(t, 20*time.Second, "the rules to be back", func() bool {
 			return strings.Count(watch.Output(), "they are back") == i+1 && p.table() == before
 		})
 		for _, c := range open {
-			c.send(t, fmt.Sprintf("SECRET-%d", i))
+			c.say("SECRET-TWO")
+			netlab.Eventually(t, 20*time.Second, "the connection to go on or to be cut", func() bool {
+				return strings.Contains(c.Output(), "SECRET-TWO") || strings.Contains(c.Output(), "error:")
+			})
 		}
 	}
-	l.wantNone("SECRET")
+	l.wantNone("SECRET-TWO")
 
 	// What is removed or replaced on purpose is not put back.
 	p.redirect(t, "up", "--ports", "5433")

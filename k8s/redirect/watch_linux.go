@@ -34,7 +34,7 @@ func (rs *ruleset) isEnding() bool {
 
 // Watch puts the rules back as soon as another program has removed them, as a flush of all tables does, until ctx is
 // done, and says so each time. The kernel remembers the redirected connections, so those on which nothing was sent
-// meanwhile go on. Rules that Down removes are gone for good.
+// meanwhile, not even an acknowledgement, go on. Rules that Down removes are gone for good.
 func Watch(ctx context.Context, restored func()) error {
 	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
