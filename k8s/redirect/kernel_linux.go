@@ -117,9 +117,9 @@ func Down() (found bool, err error) {
 	if err := install(rs.ending()); err != nil {
 		return false, explain("closing the way to the listener", err)
 	}
-	if _, err := rs.reset(); err != nil {
+	if err := rs.reset(); err != nil {
 		return false, fmt.Errorf("%w\nthe rules are still there, for those connections; new ones that they would catch are "+
-			"refused; end the programs and try again", explain("ending the redirected connections", err))
+			"refused; end the programs and try again", err)
 	}
 	if err := remove(); err != nil {
 		return false, explain("removing the rules", err)

@@ -142,42 +142,35 @@ func (rs *ruleset) connections(all []connection) []connection {
 // resetTime bounds how long resetting goes on. It is done at once unless connections come and go all the time.
 const resetTime = 10 * time.Second
 
-// A noDestroyError says that the kernel cannot end others' connections.
-type noDestroyError struct{ error }
-
-func (e noDestroyError) Unwrap() error { return e.error }
-
 // reset ends the connections that were redirected by rs, which the kernel still translates but redirects nothing new
-// by, and returns how many there were. When it returns without an error there are none left.
-func (rs *ruleset) reset() (int, error) {
+// by. When it returns without an error there are none left.
+func (rs *ruleset) reset() error {
 	conn, err := netlink.Dial(unix.NETLINK_INET_DIAG, nil)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	defer conn.Close()
-	count := 0
 	for deadline := time.Now().Add(resetTime); ; time.Sleep(time.Millisecond) {
+		sockets, err := tcpSockets()
+		if err != nil || !slices.ContainsFunc(sockets, rs.redirected(sockets)) {
+			return err // a kernel that cannot end connections need not, if there are none
+		}
 		all, err := connections()
 		if err != nil {
-			return count, err
+			return err
 		}
 		left := rs.connections(all)
-		if len(left) == 0 {
-			return count, nil
-		}
 		if time.Now().After(deadline) {
-			return count, fmt.Errorf("%d connections came back again and again", len(left))
+			return fmt.Errorf("%d connections came back again and again", len(left))
 		}
 		for _, c := range left {
 			err := c.destroy(conn)
 			if errors.Is(err, unix.EOPNOTSUPP) {
-				return count, noDestroyError{fmt.Errorf("%d redirected connections are open, and this kernel cannot end them (it "+
-					"lacks INET_DIAG_DESTROY)", len(left))}
+				return fmt.Errorf("%d redirected connections are open, and this kernel cannot end them (it lacks INET_DIAG_DESTROY)", len(left))
 			}
 			if err != nil {
-				return count, fmt.Errorf("ending the connection from %s to %s: %w", c.local, c.remote, err)
+				return fmt.Errorf("ending the connection from %s to %s: %w", c.local, c.remote, err)
 			}
-			count++
 		}
 	}
 }
