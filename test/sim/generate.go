@@ -19,6 +19,9 @@ func Generate(seed uint64) *Plan {
 	}
 	generateLinks(d, p)
 	generateApps(d, p)
+	if d.chance(0.5) {
+		generateDuets(d, p)
+	}
 	storm := d.chance(0.4)
 	if d.chance(0.5) {
 		generateStalls(d, p)
@@ -179,6 +182,17 @@ func generateHalf(d draw) Half {
 		h.EndAfter = d.log(20 * time.Second)
 	}
 	return h
+}
+
+func generateDuets(d draw, p *Plan) {
+	for range d.between(1, 3) {
+		from := d.IntN(len(p.Nodes))
+		p.Duets = append(p.Duets, Duet{
+			From: from, To: (from + 1 + d.IntN(len(p.Nodes)-1)) % len(p.Nodes), Start: d.upTo(span),
+			Up: d.spread(0, 2<<20), Down: d.spread(0, 2<<20), Chunk: int(d.spread(4<<10, 256<<10)),
+			Records: pick(d, 0, 1, 4, session.MaxRecords), Closes: pick(d, 1, 1, 2, 3), Gap: d.log(2 * time.Second),
+		})
+	}
 }
 
 // bound has a long direction carried in not too many pieces.

@@ -124,11 +124,7 @@ func (n *node) muxConfig(p *process) mux.Config {
 	n.mu.Lock()
 	cfg.Session.Key = n.key
 	n.mu.Unlock()
-	cfg.Session.Transform, cfg.Session.Padding = n.plan.Transform, n.plan.Padding
-	if n.plan.KeyRecords > 0 {
-		cfg.Session.RekeyRecords = n.plan.KeyRecords + 2 // room for a rekey and a close
-	}
-	cfg.Session.Tune(seam.Session{PreferChaCha: n.plan.ChaCha, Batch: n.plan.Batch})
+	n.plan.tune(&cfg.Session)
 	cfg.Tune(seam.Mux{Buffers: n.plan.Buffers})
 	return cfg
 }
@@ -299,4 +295,13 @@ func (p *process) close() {
 
 func (w *world) logger(name string) zerolog.Logger {
 	return zerolog.New(w.story.teller(name)).Level(zerolog.DebugLevel)
+}
+
+// tune gives a session what the plan has for it.
+func (n *Node) tune(cfg *session.Config) {
+	cfg.Transform, cfg.Padding = n.Transform, n.Padding
+	if n.KeyRecords > 0 {
+		cfg.RekeyRecords = n.KeyRecords + 2 // room for a rekey and a close
+	}
+	cfg.Tune(seam.Session{PreferChaCha: n.ChaCha, Batch: n.Batch})
 }

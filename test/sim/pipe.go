@@ -73,27 +73,39 @@ func (d *pipe) put(p []byte) int {
 		}
 		return 0
 	}
+	b := bytes.Clone(p[:n])
+	d.edges.write(b)
+	d.size += n
+	for len(b) > 0 {
+		m := len(b)
+		if d.pair.between && plan.Bandwidth > 0 {
+			m = min(m, packet)
+		}
+		d.lastAt = d.arrival(m)
+		d.segments = append(d.segments, segment{b[:m], d.lastAt})
+		b = b[m:]
+	}
+	d.changed.Broadcast()
+	return n
+}
+
+// packet is how much arrives together where bytes take time.
+const packet = 16 << 10
+
+// arrival is when n bytes more arrive.
+func (d *pipe) arrival(n int) time.Time {
+	plan := d.pair.net.plan
 	at := time.Now()
 	if d.pair.between {
 		at = at.Add(plan.Latency)
-		if plan.Bandwidth > 0 {
-			begin := at
-			if d.lastAt.After(begin) {
-				begin = d.lastAt
-			}
-			at = begin.Add(time.Duration(n) * time.Second / time.Duration(plan.Bandwidth))
-		}
 	}
 	if at.Before(d.lastAt) {
 		at = d.lastAt
 	}
-	d.lastAt = at
-	b := bytes.Clone(p[:n])
-	d.segments = append(d.segments, segment{b, at})
-	d.edges.write(b)
-	d.size += n
-	d.changed.Broadcast()
-	return n
+	if d.pair.between && plan.Bandwidth > 0 {
+		at = at.Add(time.Duration(n) * time.Second / time.Duration(plan.Bandwidth))
+	}
+	return at
 }
 
 // end is FIN. It comes after what was written.

@@ -16,6 +16,7 @@ type Plan struct {
 	Net    Net
 	Nodes  []Node
 	Apps   []App
+	Duets  []Duet
 	Faults []Fault
 	Ops    []Op
 }
@@ -65,6 +66,18 @@ type App struct {
 	Patience time.Duration // the client gives up opening after so long; 0: hardly ever
 	Reset    Party         // resets the connection
 	ResetAt  int64         // once it has written and read so many bytes
+}
+
+// Duet is a session without a mux: both ends send, and who opened it closes it
+// once it has sent everything.
+type Duet struct {
+	From, To int
+	Start    time.Duration
+	Up, Down int64         // bytes
+	Chunk    int           // bytes that are written together, at most
+	Records  int           // that are read together; 0: bytes are
+	Closes   int           // callers of Close
+	Gap      time.Duration // between them
 }
 
 // Target is what meets a connection at its end.
@@ -177,6 +190,9 @@ func (p *Plan) calm() bool {
 	}
 	return true
 }
+
+// still says that the network has no faults at all.
+func (p *Plan) still() bool { return len(p.Faults) == 0 }
 
 // tampers says that bytes are changed on the way.
 func (p *Plan) tampers() bool {

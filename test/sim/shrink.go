@@ -15,6 +15,7 @@ func shrink(p *Plan, f *Failure, run func(*Plan) *Failure) (*Plan, *Failure) {
 	for again := true; again && s.left > 0; {
 		again = false
 		again = cut(s, func(p *Plan) *[]App { return &p.Apps }) || again
+		again = cut(s, func(p *Plan) *[]Duet { return &p.Duets }) || again
 		again = cut(s, func(p *Plan) *[]Fault { return &p.Faults }) || again
 		again = cut(s, func(p *Plan) *[]Op { return &p.Ops }) || again
 		again = s.dropNodes() || again
@@ -48,6 +49,7 @@ func (s *shrinker) try(p *Plan) bool {
 func (p *Plan) clone() *Plan {
 	q := *p
 	q.Nodes, q.Apps = slices.Clone(p.Nodes), slices.Clone(p.Apps)
+	q.Duets = slices.Clone(p.Duets)
 	q.Faults, q.Ops = slices.Clone(p.Faults), slices.Clone(p.Ops)
 	for i := range q.Nodes {
 		q.Nodes[i].Dials = slices.Clone(q.Nodes[i].Dials)
@@ -77,6 +79,11 @@ func (s *shrinker) dropNodes() (any bool) {
 		last := len(s.plan.Nodes) - 1
 		for _, a := range s.plan.Apps {
 			if a.From == last || a.To == last {
+				return any
+			}
+		}
+		for _, d := range s.plan.Duets {
+			if d.From == last || d.To == last {
 				return any
 			}
 		}

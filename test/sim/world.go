@@ -81,6 +81,9 @@ func (w *world) live() {
 	for _, a := range w.apps {
 		clients.Go(a.run)
 	}
+	for i := range w.plan.Duets {
+		clients.Go(func() { w.duet(i, &w.plan.Duets[i]) })
+	}
 	for i := range w.plan.Faults {
 		trouble.Go(func() { w.fault(&w.plan.Faults[i]) })
 	}
