@@ -379,6 +379,7 @@ func (l *loader) crossCheck() {
 		l.checkTarget(t)
 	}
 	l.warnOfDirect()
+	slices.SortStableFunc(l.Warnings, byPlace)
 	if l.Key == nil {
 		return
 	}

@@ -394,6 +394,24 @@ func TestForeignFiles(t *testing.T) {
 	}
 }
 
+// TestSandboxPathToCome: a path that is not there yet is worth a warning.
+func TestSandboxPathToCome(t *testing.T) {
+	fixture(t, "good")
+	text := "identity: node.key\nsandbox: {ports: [\"6000-6999\"], paths: [password, to/come]}\n"
+	if err := os.WriteFile("room.yaml", []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := Load("room.yaml", noEnv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "room.yaml:2:51: warning: sandbox.paths: to/come: no such file or directory; relative paths start at the folder of the config file; " +
+		"only what is there when sealane starts is granted"
+	if len(c.Warnings) != 1 || c.Warnings[0].Error() != want {
+		t.Errorf("warnings %v, want %s", c.Warnings, want)
+	}
+}
+
 // TestHostileYAML reads texts made to be slow, deep or large: it would not end
 // in a test's time, or overflow the stack, if nothing bounded them.
 func TestHostileYAML(t *testing.T) {

@@ -49,8 +49,10 @@ func (e *Invalid) Error() string {
 }
 
 func (l *loader) invalid() *Invalid {
-	slices.SortStableFunc(l.errs, func(a, b Error) int {
-		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
-	})
+	slices.SortStableFunc(l.errs, byPlace)
 	return &Invalid{l.errs, l.Files}
+}
+
+func byPlace(a, b Error) int {
+	return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
 }

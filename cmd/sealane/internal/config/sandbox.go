@@ -71,8 +71,8 @@ func plainPort(s string) (uint16, bool) {
 	return uint16(v), err == nil && strconv.FormatUint(v, 10) == s
 }
 
-// sandboxPath decodes a path, which must be there: the kernel grants what is,
-// not a name.
+// sandboxPath decodes a path. The kernel grants what is there at the start, not
+// a name, which a config may be ahead of.
 func (l *loader) sandboxPath(n *node) {
 	s, ok := l.text(n, "sandbox.paths")
 	if !ok {
@@ -84,8 +84,7 @@ func (l *loader) sandboxPath(n *node) {
 		return
 	}
 	if _, err := os.Stat(path); err != nil {
-		l.fail(n.at, "sandbox.paths: %v; make it first, or name the folder that it will be in", fileError(path, err))
-		return
+		l.Warnings = append(l.Warnings, l.errorAt(n.at, fmt.Sprintf("warning: sandbox.paths: %v; only what is there when sealane starts is granted", fileError(path, err))))
 	}
 	l.Sandbox.Paths = append(l.Sandbox.Paths, path)
 }
