@@ -8,6 +8,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -96,13 +97,13 @@ func see(t *testing.T, rc Config, one []byte, rest []string) (c course, err erro
 			done <- err
 		}()
 		read := make(chan struct{})
-		sent := 0
+		var sent atomic.Int32
 		go func() {
 			defer close(read)
 			buf := make([]byte, 1<<16)
 			for {
 				n, err := a.Read(buf)
-				c.events = append(c.events, fmt.Sprintf("%d bytes, %v, after %d pieces at %v", n, err, sent, time.Since(begun)))
+				c.events = append(c.events, fmt.Sprintf("%d bytes, %v, after %d pieces at %v", n, err, sent.Load(), time.Since(begun)))
 				c.texts = append(c.texts, bytes.Clone(buf[:n]))
 				if err != nil {
 					return
@@ -114,7 +115,7 @@ func see(t *testing.T, rc Config, one []byte, rest []string) (c course, err erro
 				break
 			}
 			synctest.Wait()
-			sent++
+			sent.Add(1)
 			time.Sleep(100 * time.Millisecond)
 		}
 		err = <-done
