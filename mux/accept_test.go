@@ -15,12 +15,13 @@ import (
 	"github.com/sealane/sealane/session/container"
 )
 
-// TestFloodOfStrangers: silent, slow, endless and garbage connections, many
-// more than there are places for, keep no legitimate link from coming up.
+// TestFloodOfStrangers: silent, slow, endless and garbage connections of a
+// neighbour, many more than there are places for, keep no legitimate link from
+// coming up.
 func TestFloodOfStrangers(t *testing.T) {
 	ka, kb := newKey(t), newKey(t)
 	b := newNode(t, kb, []Peer{{Name: "a", Keys: []session.PublicKey{ka.Public()}}}, func(c *Config) { c.Handler = echo })
-	stop := make(chan struct{})
+	ctx, stop := testContext(t), make(chan struct{})
 	var wg sync.WaitGroup
 	flood := func(talk func(c net.Conn)) {
 		wg.Go(func() {
@@ -36,9 +37,9 @@ func TestFloodOfStrangers(t *testing.T) {
 					return
 				default:
 				}
-				c, err := net.Dial("tcp", b.addr)
+				c, err := dialFrom(ctx, net.IPv4(127, 0, 0, 2), b.addr)
 				if err != nil {
-					return
+					continue
 				}
 				talk(c)
 				if conns = append(conns, c); len(conns) > 500 {
