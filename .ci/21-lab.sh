@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Real sidecars operated under load, and links killed while data flows, at full
-# sizes but for the runs of hours (SEALANE_CHURN, SEALANE_KILLS).
+# sizes but for the runs of hours (SEALANE_CHURN, SEALANE_KILLS). The tests and
+# the sidecars overwrite what they lent the moment its loan ends.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 .ci/install util-linux
 # One package at a time: their loads are meant to be alone.
-SEALANE_LAB=long go test -p 1 -count=1 -timeout 15m -v ./lab/ops ./lab/faults
+GOFLAGS=-tags=poison SEALANE_LAB=long go test -p 1 -count=1 -timeout 15m -v ./lab/ops ./lab/faults
