@@ -184,6 +184,8 @@ E2
 for unit in sealane-redirect sealane-redirect-early sealane-redirect-watch; do
     inside mkdir "/etc/systemd/system/$unit.service.d"
     write "/etc/systemd/system/$unit.service.d/test.conf" <<'E2'
+[Unit]
+StartLimitIntervalSec=0
 [Service]
 StandardOutput=append:/run/sealane.log
 StandardError=append:/run/sealane.log
@@ -215,6 +217,7 @@ inside nft 'add table inet broken; add chain inet broken in { type filter hook i
     add rule inet broken in tcp dport 15006 drop'
 write /etc/sealane/redirect <<<'OPTIONS=--ports 5433'
 inside systemctl restart sealane-redirect.service 2>/dev/null && fail 'rules that do not work were proved'
+inside grep -q 'the rules that were there are in force again' /run/sealane.log || fail 'the failure was another one'
 catches 5433-5434 || fail 'a failed restart took the rules away'
 inside nft delete table inet broken
 inside systemctl stop sealane-redirect.service sealane-redirect-early.service
@@ -226,7 +229,7 @@ inside nft delete table inet watch
 echo '- a restart of nftables.service, which flushes every table: the program is stopped before, and started after'
 inside nft add table inet other
 inside sh -c 'printf "flush ruleset\n" >/etc/nftables.conf'
-inside systemctl start nftables.service app.service
+inside systemctl start nftables.service app.service || fail 'the program did not start after nftables.service'
 inside rm /run/rules /run/rules-at-the-end 2>/dev/null || true
 inside systemctl restart nftables.service
 until_ 'the program is started again' inside test -s /run/rules
