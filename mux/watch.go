@@ -74,8 +74,10 @@ func (l *link) watch() {
 			}
 			pause.Reset(v.pause())
 		case <-l.expected:
-			// The pause is one of a link without streams.
+			// The pause is one of a link without streams. Streams that come one
+			// after the other ask once a tick: a peer takes so many pings only.
 			if v.still > 0 {
+				v.still = 0
 				v.ping()
 			}
 			pause.Reset(v.pause())
