@@ -228,7 +228,7 @@ func (n *network) heal() {
 		p.mu.Lock()
 		hole := p.ends[0].in.hole || p.ends[1].in.hole
 		for _, c := range p.ends {
-			c.in.stalled = time.Time{}
+			c.in.stalled, c.in.cutAt = time.Time{}, 0
 			c.in.changed.Broadcast()
 		}
 		p.mu.Unlock()

@@ -10,24 +10,24 @@ import (
 // A Plan is a world before it begins. Generate makes one of a seed; the shrinker
 // leaves parts of it out, and what it is left with can be kept as JSON.
 type Plan struct {
-	Note   string `json:",omitempty"` // of a kept one: what it found
-	Seed   uint64 // of all that is drawn while it runs
-	Proxy  bool   // apps connect to proxies, and proxies to targets
-	Net    Net
-	Nodes  []Node
-	Apps   []App
-	Duets  []Duet
-	Faults []Fault
-	Ops    []Op
+	Note   string  `json:",omitzero"` // of a kept one: what it found
+	Seed   uint64  // of all that is drawn while it runs
+	Proxy  bool    `json:",omitzero"` // apps connect to proxies, and proxies to targets
+	Net    Net     `json:",omitzero"`
+	Nodes  []Node  `json:",omitzero"`
+	Apps   []App   `json:",omitzero"`
+	Duets  []Duet  `json:",omitzero"`
+	Faults []Fault `json:",omitzero"`
+	Ops    []Op    `json:",omitzero"`
 }
 
 // Net is how the network is when nothing is wrong with it.
 type Net struct {
-	Latency   time.Duration // one way
-	Bandwidth int           // bytes per second of a direction; 0: any
-	Buffer    int           // bytes of a direction that are sent and not read
-	Pieces    Pieces
-	Late      float64 // the chance that the next piece comes later
+	Latency   time.Duration `json:",omitzero"` // one way
+	Bandwidth int           `json:",omitzero"` // bytes per second of a direction; 0: any
+	Buffer    int           `json:",omitzero"` // bytes of a direction that are sent and not read
+	Pieces    Pieces        `json:",omitzero"`
+	Late      float64       `json:",omitzero"` // the chance that the next piece comes later
 }
 
 // Pieces is how reads are cut.
@@ -42,42 +42,42 @@ const (
 
 // Node is a node's configuration.
 type Node struct {
-	Transform  string
-	Padding    int
-	ChaCha     bool
-	KeyRecords uint64 // records that a key seals; 0: the usual
-	Batch      int    // records that gather; 0: the usual
-	Buffers    int    // that a link's streams read into; 0: the usual
-	Memory     int64
-	Streams    int   // with one peer; 0: the usual
-	Links      int   // with each node that it dials
-	Dials      []int // nodes
-	Replicas   int   // processes behind its name, at least 1
+	Transform  string `json:",omitzero"`
+	Padding    int    `json:",omitzero"`
+	ChaCha     bool   `json:",omitzero"`
+	KeyRecords uint64 `json:",omitzero"` // records that a key seals; 0: the usual
+	Batch      int    `json:",omitzero"` // records that gather; 0: the usual
+	Buffers    int    `json:",omitzero"` // that a link's streams read into; 0: the usual
+	Memory     int64  `json:",omitzero"`
+	Streams    int    `json:",omitzero"` // with one peer; 0: the usual
+	Links      int    `json:",omitzero"` // with each node that it dials
+	Dials      []int  `json:",omitzero"` // nodes
+	Replicas   int    `json:",omitzero"` // processes behind its name, at least 1
 }
 
 // App is a connection from an app beside one node to an app beside another.
 type App struct {
-	ID       int
+	ID       int `json:",omitzero"`
 	From, To int
-	Start    time.Duration
-	Target   Target
-	Up, Down Half          // from the client, and to it
-	Turns    int           // request and response alternate, that many times; 0: both at once
-	Patience time.Duration // the client gives up opening after so long; 0: hardly ever
-	Reset    Party         // resets the connection
-	ResetAt  int64         // once it has written and read so many bytes
+	Start    time.Duration `json:",omitzero"`
+	Target   Target        `json:",omitzero"`
+	Up, Down Half          `json:",omitzero"` // from the client, and to it
+	Turns    int           `json:",omitzero"` // request and response alternate, that many times; 0: both at once
+	Patience time.Duration `json:",omitzero"` // the client gives up opening after so long; 0: hardly ever
+	Reset    Party         `json:",omitzero"` // resets the connection
+	ResetAt  int64         `json:",omitzero"` // once it has written and read so many bytes
 }
 
 // Duet is a session without a mux: both ends send, and who opened it closes it
 // once it has sent everything.
 type Duet struct {
 	From, To int
-	Start    time.Duration
-	Up, Down int64         // bytes
-	Chunk    int           // bytes that are written together, at most
-	Records  int           // that are read together; 0: bytes are
-	Closes   int           // callers of Close
-	Gap      time.Duration // between them
+	Start    time.Duration `json:",omitzero"`
+	Up, Down int64         `json:",omitzero"` // bytes
+	Chunk    int           `json:",omitzero"` // bytes that are written together, at most
+	Records  int           `json:",omitzero"` // that are read together; 0: bytes are
+	Closes   int           `json:",omitzero"` // callers of Close
+	Gap      time.Duration `json:",omitzero"` // between them
 }
 
 // Target is what meets a connection at its end.
@@ -101,25 +101,25 @@ const (
 
 // Half is one direction of a connection.
 type Half struct {
-	Length   int64
-	Lazy     bool          // the writer has the stream read from it
-	Chunk    int           // bytes that are written together, at most
-	Sink     bool          // the reader has the stream write to it
-	Room     int           // bytes that are read together, at most
-	Hurry    time.Duration // the reader's deadline: it gives up after so long, and tries again; 0: none
-	PauseAt  int64         // the reader stops there
-	Pause    time.Duration // for so long
-	EndAfter time.Duration // all is written; then comes the end
+	Length   int64         `json:",omitzero"`
+	Lazy     bool          `json:",omitzero"` // the writer has the stream read from it
+	Chunk    int           `json:",omitzero"` // bytes that are written together, at most
+	Sink     bool          `json:",omitzero"` // the reader has the stream write to it
+	Room     int           `json:",omitzero"` // bytes that are read together, at most
+	Hurry    time.Duration `json:",omitzero"` // the reader's deadline: it gives up after so long, and tries again; 0: none
+	PauseAt  int64         `json:",omitzero"` // the reader stops there
+	Pause    time.Duration `json:",omitzero"` // for so long
+	EndAfter time.Duration `json:",omitzero"` // all is written; then comes the end
 }
 
 // Fault is something that the network does between two nodes.
 type Fault struct {
-	At   time.Duration
-	Kind FaultKind
+	At   time.Duration `json:",omitzero"`
+	Kind FaultKind     `json:",omitzero"`
 	A, B int           // nodes
-	Way  int           // of a connection: 0 towards who accepted it, 1 back, 2 both
-	All  bool          // connections between them; or else one
-	For  time.Duration // it lasts so long
+	Way  int           `json:",omitzero"` // of a connection: 0 towards who accepted it, 1 back, 2 both
+	All  bool          `json:",omitzero"` // connections between them; or else one
+	For  time.Duration `json:",omitzero"` // it lasts so long
 }
 
 // FaultKind is what happens.
@@ -138,11 +138,11 @@ const (
 
 // Op is something that an operator does to a node.
 type Op struct {
-	At   time.Duration
-	Kind OpKind
-	Node int
-	Peer int           // of OpRemove
-	For  time.Duration // until the second part of it
+	At   time.Duration `json:",omitzero"`
+	Kind OpKind        `json:",omitzero"`
+	Node int           `json:",omitzero"`
+	Peer int           `json:",omitzero"` // of OpRemove
+	For  time.Duration `json:",omitzero"` // until the second part of it
 }
 
 // OpKind is what is done.
