@@ -266,7 +266,10 @@ func (s *side) next(p []byte) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	n := int(min(int64(len(p)), may, int64(s.outDraw.between(1, s.out.Chunk))))
+	n := int(min(int64(len(p)), may))
+	if s.outDraw.chance(0.5) {
+		n = s.outDraw.between(1, n)
+	}
 	s.stream.Fill(p[:n], offset)
 	s.written.Store(offset + int64(n))
 	return n, nil

@@ -35,6 +35,10 @@ func Generate(seed uint64) *Plan {
 	if storm && d.chance(0.3) {
 		p.Nodes[d.IntN(count)].Memory = d.spread(128<<10, 8<<20)
 	}
+	if storm && d.chance(0.2) {
+		n := &p.Nodes[d.IntN(count)]
+		n.Idle, n.HalfClose = 5*time.Second+d.upTo(time.Minute), 5*time.Second+d.upTo(time.Minute)
+	}
 	return p
 }
 
@@ -80,6 +84,9 @@ func generateNode(d draw, i, count int) Node {
 	}
 	if d.chance(0.15) {
 		n.Replicas = 2
+	}
+	if d.chance(0.2) {
+		n.Handshake, n.Dial = 4*time.Second+d.upTo(10*time.Second), 4*time.Second+d.upTo(20*time.Second)
 	}
 	return n
 }
@@ -170,6 +177,9 @@ func generateHalf(d draw) Half {
 		h.Length = 0
 	}
 	h.Chunk = int(d.spread(1, 256<<10))
+	if d.chance(0.1) { // a record is full, or nearly
+		h.Chunk = session.MaxBody - d.between(0, 40)
+	}
 	h.Room = int(d.spread(1, 256<<10))
 	if d.chance(0.3) && h.Length > 0 {
 		h.PauseAt = d.Int64N(h.Length)
@@ -197,7 +207,7 @@ func generateDuets(d draw, p *Plan) {
 
 // bound has a long direction carried in not too many pieces.
 func (h *Half) bound() {
-	if h.Length > 2000 {
+	if h.Length > 2000 && h.Chunk < session.MaxBody-40 {
 		h.Chunk = max(h.Chunk, int(h.Length/300))
 		h.Room = max(h.Room, int(h.Length/300))
 	}

@@ -113,6 +113,7 @@ func (n *node) muxConfig(p *process) mux.Config {
 	w := n.world
 	cfg := mux.Config{
 		Memory: n.plan.Memory, StreamsPerPeer: n.plan.Streams, Peers: n.peers(),
+		HandshakeTimeout: n.plan.Handshake, DialTimeout: n.plan.Dial,
 		Log:     w.logger(n.name),
 		Handler: func(in *mux.Inbound) { w.serveRaw(p, in) },
 		Dialer:  w.net.dialer(p.ip),
@@ -158,7 +159,7 @@ func (n *node) proxyConfig(p *process) proxy.Config {
 	w := n.world
 	cfg := proxy.Config{
 		Log:      w.logger(n.name),
-		Timeouts: proxy.Timeouts{Dial: dialTimeout},
+		Timeouts: proxy.Timeouts{Dial: dialTimeout, Idle: n.plan.Idle, HalfClose: n.plan.HalfClose},
 		Dial: func(ctx context.Context, _, address string) (net.Conn, error) {
 			return w.dialTarget(ctx, p, address)
 		},

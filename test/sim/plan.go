@@ -53,6 +53,11 @@ type Node struct {
 	Links      int    `json:",omitzero"` // with each node that it dials
 	Dials      []int  `json:",omitzero"` // nodes
 	Replicas   int    `json:",omitzero"` // processes behind its name, at least 1
+
+	Handshake time.Duration `json:",omitzero"` // timeouts; 0: the usual, or none
+	Dial      time.Duration `json:",omitzero"`
+	Idle      time.Duration `json:",omitzero"`
+	HalfClose time.Duration `json:",omitzero"`
 }
 
 // App is a connection from an app beside one node to an app beside another.
@@ -184,7 +189,7 @@ func (p *Plan) calm() bool {
 		}
 	}
 	for i := range p.Nodes {
-		if p.Nodes[i].Memory < smallMemory {
+		if n := &p.Nodes[i]; n.Memory < smallMemory || n.Idle > 0 || n.HalfClose > 0 {
 			return false
 		}
 	}
