@@ -6,7 +6,6 @@ import (
 	"errors"
 	"io"
 	"net"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -245,31 +244,8 @@ func TestRollingRestarts(t *testing.T) {
 	})
 	both := func() bool { return len(linkAddresses(a)) == 2 }
 	eventually(t, "both are up", both)
-	stop := make(chan struct{})
-	var wg sync.WaitGroup
 	var done atomic.Int64
-	for range 400 {
-		wg.Go(func() {
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-				}
-				s, err := a.Open(testContext(t), "b", toEcho)
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				s.Write([]byte("x"))
-				s.CloseWrite()
-				if got, err := io.ReadAll(s); err != nil || string(got) != "x" {
-					t.Errorf("read %q, %v", got, err)
-				}
-				done.Add(1)
-			}
-		})
-	}
+	stop := echoes(t, a, 400, &done)
 	for range 4 {
 		for _, place := range places {
 			old, before := place.Load(), done.Load()
@@ -280,8 +256,7 @@ func TestRollingRestarts(t *testing.T) {
 			eventually(t, "both are up again, and at work", func() bool { return both() && done.Load() > before+400 })
 		}
 	}
-	close(stop)
-	wg.Wait()
+	stop()
 	t.Logf("%d streams", done.Load())
 }
 

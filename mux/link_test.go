@@ -522,21 +522,17 @@ func TestBothDial(t *testing.T) {
 	}
 }
 
-// TestGoAwayRetry: while one of two exits drains, no stream fails to open.
-func TestGoAwayRetry(t *testing.T) {
-	a, bs, _ := exits(t, 2, func(int) func(*Inbound) { return echo }, nil)
-	eventually(t, "each address has a link", func() bool { return len(linkAddresses(a)) == 2 })
-	held := make([]*Stream, 2)
-	for i := range held {
-		held[i] = open(t, a, "b") // one on each link
-	}
-	stop := make(chan struct{})
-	var wg sync.WaitGroup
-	for range 4 {
-		wg.Go(func() {
+// echoes keeps n clients at work, each with one echo after the other, until
+// stop is called; done, if not nil, counts the echoes. None may fail.
+func echoes(t *testing.T, a *node, n int, done *atomic.Int64) (stop func()) {
+	t.Helper()
+	ended := make(chan struct{})
+	var clients sync.WaitGroup
+	for range n {
+		clients.Go(func() {
 			for {
 				select {
-				case <-stop:
+				case <-ended:
 					return
 				default:
 				}
@@ -548,11 +544,29 @@ func TestGoAwayRetry(t *testing.T) {
 				s.Write([]byte("x"))
 				s.CloseWrite()
 				if got, err := io.ReadAll(s); err != nil || string(got) != "x" {
-					t.Error(got, err)
+					t.Errorf("read %q, %v", got, err)
+				}
+				if done != nil {
+					done.Add(1)
 				}
 			}
 		})
 	}
+	return func() {
+		close(ended)
+		clients.Wait()
+	}
+}
+
+// TestGoAwayRetry: while one of two exits drains, no stream fails to open.
+func TestGoAwayRetry(t *testing.T) {
+	a, bs, _ := exits(t, 2, func(int) func(*Inbound) { return echo }, nil)
+	eventually(t, "each address has a link", func() bool { return len(linkAddresses(a)) == 2 })
+	held := make([]*Stream, 2)
+	for i := range held {
+		held[i] = open(t, a, "b") // one on each link
+	}
+	stop := echoes(t, a, 4, nil)
 	drained := make(chan error, 1)
 	go func() { drained <- bs[0].Drain(testContext(t)) }()
 	eventually(t, "the link drains", func() bool { return len(linkAddresses(a)) == 1 })
@@ -569,8 +583,7 @@ func TestGoAwayRetry(t *testing.T) {
 	if err := <-drained; err != nil {
 		t.Fatal(err)
 	}
-	close(stop)
-	wg.Wait()
+	stop()
 }
 
 // TestUnansweredOpenIsRetriedOnce: a link that dies before the answer.

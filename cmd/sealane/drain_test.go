@@ -63,29 +63,10 @@ func throttle(t *testing.T, target string, rate int) string {
 // answerer answers each connection, once its request has ended.
 func answerer(t *testing.T, answer []byte) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var conns sync.WaitGroup
-	conns.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			conns.Go(func() {
-				defer c.Close()
-				io.Copy(io.Discard, c)
-				c.Write(answer)
-			})
-		}
+	return serve(t, func(c net.Conn) {
+		io.Copy(io.Discard, c)
+		c.Write(answer)
 	})
-	t.Cleanup(func() {
-		l.Close()
-		conns.Wait()
-	})
-	return l.Addr().String()
 }
 
 // slowPair is pair, with an answerer instead of an echo, and 500 kB/s between

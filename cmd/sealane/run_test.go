@@ -178,6 +178,13 @@ func newKey(t *testing.T) *session.PrivateKey {
 // echo answers each connection with what it says, until it ends.
 func echo(t *testing.T) string {
 	t.Helper()
+	return serve(t, func(c net.Conn) { io.Copy(c, c) })
+}
+
+// serve has a server on loopback do something with each connection, which it
+// closes then, and returns its address.
+func serve(t *testing.T, handle func(net.Conn)) string {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -191,7 +198,7 @@ func echo(t *testing.T) string {
 			}
 			conns.Go(func() {
 				defer c.Close()
-				io.Copy(c, c)
+				handle(c)
 			})
 		}
 	})
