@@ -122,10 +122,16 @@ func TestDurableMutexes(t *testing.T) {
 		var rw sync.RWMutex
 		mu.Lock()
 		rw.Lock()
-		go func() { mu.Lock(); mu.Unlock() }()
-		go func() { rw.RLock(); rw.RUnlock() }()
+		passed, read := 0, 0
+		var all sync.WaitGroup
+		all.Go(func() { mu.Lock(); passed++; mu.Unlock() })
+		all.Go(func() { rw.Lock(); read++; rw.Unlock() })
 		time.Sleep(time.Hour)
-		mu.Unlock()
 		rw.Unlock()
+		mu.Unlock()
+		all.Wait()
+		if passed != 1 || read != 1 {
+			t.Error("who waited did not pass")
+		}
 	})
 }

@@ -236,8 +236,8 @@ type edges struct {
 	head   []byte
 }
 
-// textStart begins every text of the wire, payloadStart and textEnd are in them.
-var textStart, payloadStart, textEnd = []byte(`{"sdmp":`), []byte(`"payload":"`), []byte(`}}`)
+// textStart begins every text of the wire, payloadStart is in that of a record.
+var textStart, payloadStart = []byte(`{"sdmp":`), []byte(`"payload":"`)
 
 func (e *edges) write(b []byte) {
 	begin := e.pos
