@@ -158,26 +158,27 @@ func (n *network) dial(ctx context.Context, from netip.Addr, address string) (*c
 	case FaultDialFails:
 		return nil, dialError(os.NewSyscallError("connect", syscall.ECONNREFUSED))
 	}
+	return n.meet(p, address, trouble.kind == FaultDialSplits)
+}
+
+// meet connects a pair with who listens at an address.
+func (n *network) meet(p *pair, address string, split bool) (*conn, error) {
 	n.mu.Lock()
+	defer n.mu.Unlock()
 	l := n.listeners[address]
 	if l == nil {
-		n.mu.Unlock()
 		return nil, dialError(os.NewSyscallError("connect", syscall.ECONNREFUSED))
 	}
-	if trouble.kind == FaultDialSplits {
-		p.ends[n.draw.IntN(2)].in.cutAt = n.draw.Int64N(8000)
+	if split {
+		p.ends[n.draw.IntN(2)].in.cutAt = 1 + n.draw.Int64N(8000)
 	}
-	n.pairs = append(n.pairs, p)
 	select {
 	case l.conns <- p.ends[1]:
-		n.mu.Unlock()
+		n.pairs = append(n.pairs, p)
 		return p.ends[0], nil
 	default:
+		return nil, dialError(os.NewSyscallError("connect", syscall.ETIMEDOUT))
 	}
-	n.mu.Unlock()
-	p.ends[1].Close()
-	p.ends[0].Close()
-	return nil, dialError(os.NewSyscallError("connect", syscall.ETIMEDOUT))
 }
 
 func dialError(err error) error { return &net.OpError{Op: "dial", Net: "tcp", Err: err} }

@@ -101,22 +101,8 @@ const perChild = 25
 // runMany runs seeds in several processes, each of which has one processor.
 func runMany(t *testing.T) {
 	begun := time.Now()
-	next := make(chan seedRange)
 	stop := make(chan struct{})
-	go func() {
-		defer close(next)
-		for s := *first; *duration > 0 && time.Since(begun) < *duration || *duration == 0 && s < *first+*seeds; s += perChild {
-			to := s + perChild
-			if *duration == 0 {
-				to = min(to, *first+*seeds)
-			}
-			select {
-			case next <- seedRange{s, to}:
-			case <-stop:
-				return
-			}
-		}
-	}()
+	next := ranges(begun, stop)
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	var failures []*Failure
@@ -150,6 +136,26 @@ func runMany(t *testing.T) {
 	case len(failures) > 0:
 		tell(t, Generate(failures[0].Seed), failures[0])
 	}
+}
+
+// ranges gives the seeds to run until stop.
+func ranges(begun time.Time, stop <-chan struct{}) <-chan seedRange {
+	next := make(chan seedRange)
+	go func() {
+		defer close(next)
+		for s := *first; *duration > 0 && time.Since(begun) < *duration || *duration == 0 && s < *first+*seeds; s += perChild {
+			to := s + perChild
+			if *duration == 0 {
+				to = min(to, *first+*seeds)
+			}
+			select {
+			case next <- seedRange{s, to}:
+			case <-stop:
+				return
+			}
+		}
+	}()
+	return next
 }
 
 // count tells how often each kind of failure came, and at which seeds.
