@@ -275,5 +275,19 @@ func generateOps(d draw, p *Plan, storm bool) {
 			At: d.upTo(span), Kind: pick(d, kinds...), Node: a, Peer: (a + 1 + d.IntN(len(p.Nodes)-1)) % len(p.Nodes),
 			For: d.log(60 * time.Second),
 		})
+		if o := &p.Ops[len(p.Ops)-1]; o.Kind == OpDrain && d.chance(0.5) {
+			stallDrain(d, p, o)
+		}
+	}
+}
+
+// stallDrain has the network stand still now and then while a node drains: for
+// longer than a close waits, and not as long as a link lives.
+func stallDrain(d draw, p *Plan, o *Op) {
+	for range d.between(2, 6) {
+		f := generateFault(d, p, FaultStall)
+		f.A, f.B, f.Way, f.All = o.Node, o.Peer, 2, true
+		f.At, f.For = o.At+d.upTo(10*time.Second), 1200*time.Millisecond+d.upTo(800*time.Millisecond)
+		p.Faults = append(p.Faults, f)
 	}
 }
