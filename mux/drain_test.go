@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"sync/atomic"
@@ -114,6 +115,44 @@ func TestDrainCountsLostStreams(t *testing.T) {
 	}
 	if err := readError(t, near); !errors.Is(err, ErrTruncated) {
 		t.Fatal(err)
+	}
+}
+
+// TestDrainCountsTruncatedStreams: nor is one that its link took along in the
+// midst of it, also if that was before the Mux itself came to drain.
+func TestDrainCountsTruncatedStreams(t *testing.T) {
+	for name, node := range map[string]func(a, b *node) *node{
+		"opener":   func(a, _ *node) *node { return a },
+		"accepter": func(_, b *node) *node { return b },
+	} {
+		for _, early := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s early=%v", name, early), func(t *testing.T) {
+				handler, streams := accepted()
+				a, b, m := pairThrough(t, handler)
+				near := open(t, a, "b")
+				far := <-streams
+				n := node(a, b)
+				n.Leave()
+				drained := make(chan error, 1)
+				drain := func() { drained <- n.Drain(testContext(t)) }
+				if !early {
+					go drain()
+				}
+				m.kill(0)
+				for _, s := range []*Stream{near, far} {
+					if err := readError(t, s); !errors.Is(err, ErrTruncated) {
+						t.Fatal(err)
+					}
+				}
+				if early {
+					go drain()
+				}
+				var d *DrainError
+				if err := <-drained; !errors.As(err, &d) || d.Cut != 1 {
+					t.Fatal(err)
+				}
+			})
+		}
 	}
 }
 

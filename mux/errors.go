@@ -51,7 +51,7 @@ func (e *ResetError) Error() string {
 }
 
 // A DrainError says how many streams did not finish in a drain: it had to cut
-// them, or their links ended before the peers had taken all.
+// them, or their links ended before they did, or before the peers had taken all.
 type DrainError struct{ Cut int }
 
 func (e *DrainError) Error() string {

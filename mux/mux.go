@@ -160,18 +160,19 @@ type Mux struct {
 	wg       sync.WaitGroup
 
 	streams    atomic.Int64
-	lost       atomic.Int64  // streams that ended here, and their link before the peer confirmed that
+	lost       atomic.Int64  // streams whose link ended before they did, or before the peer confirmed that
 	streamGone chan struct{} // has an element when a stream ended
 
-	mu        sync.Mutex
-	held      int // links of all peers, those included that are coming up
-	cfg       Config
-	peers     map[string]*peer
-	byKey     map[session.PublicKey]*peer
-	listeners map[net.Listener]struct{}
-	started   bool
-	draining  bool
-	closed    bool
+	mu         sync.Mutex
+	held       int // links of all peers, those included that are coming up
+	cfg        Config
+	peers      map[string]*peer
+	byKey      map[session.PublicKey]*peer
+	listeners  map[net.Listener]struct{}
+	started    bool
+	draining   bool
+	lostBefore int64 // what lost was then
+	closed     bool
 
 	violationMu sync.Mutex
 	violations  map[container.Rule]uint64
@@ -420,6 +421,7 @@ func (m *Mux) Leave() {
 		return
 	}
 	m.draining = true
+	m.lostBefore = m.lost.Load()
 	m.closeListeners()
 	for _, p := range m.peers {
 		for _, l := range p.allLinks() {
@@ -430,16 +432,16 @@ func (m *Mux) Leave() {
 
 // Drain leaves, and waits until no stream is left or ctx ends. A stream that
 // has ended here is left until the peer has taken all of it. Then it closes the
-// Mux. A *DrainError says how many streams were cut, or lost with their links.
+// Mux. A *DrainError says how many streams were cut, or lost with their links
+// since the Mux left.
 func (m *Mux) Drain(ctx context.Context) error {
 	m.Leave()
 	m.mu.Lock()
-	closed := m.closed
+	closed, before := m.closed, m.lostBefore
 	m.mu.Unlock()
 	if closed {
 		return ErrClosed
 	}
-	before := m.lost.Load()
 	finished := m.finish(ctx)
 	cut := int(m.lost.Load() - before)
 	if !finished {

@@ -228,16 +228,16 @@ func (s *Stream) readFirst() ([]byte, error) {
 		s.some.Wait()
 	}
 	body := s.first
-	s.first = nil
+	s.first, s.met = nil, true
 	return body, nil
 }
 
-// answered tells whether the peer's first frame is there. A peer that is at its
+// answered tells whether the peer's first frame has come. A peer that is at its
 // limit answers a stream before it has read its OPEN.
 func (s *Stream) answered() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.first != nil
+	return s.first != nil || s.met
 }
 
 // truncated says that the stream broke off, and why if its link knows.

@@ -55,6 +55,7 @@ type Stream struct {
 	// What has arrived, under mu. some is told of each change.
 	some   sync.Cond
 	first  []byte // the body of OPEN or OPENED, until it is read
+	met    bool   // it was read
 	queue  queue
 	readBy expiry
 	parked parking // of a WriteTo that waits
@@ -329,8 +330,12 @@ func (s *Stream) tearDown(cause error, tell bool) {
 		var b [frameHeaderLen + resetBody]byte
 		s.link.guard.sendSmall(s.flow, appendReset(b[:0], code))
 	}
+	established := s.begun && s.answered()
 	s.writeMu.Unlock()
 	s.ys.Close()
+	if established && errors.Is(cause, ErrTruncated) && s.link.cause() != nil {
+		s.link.mux.lost.Add(1) // before it may seem that all have finished
+	}
 	s.link.remove(s, true)
 }
 

@@ -479,7 +479,8 @@ func (n *node) drain(ctx context.Context) int {
 	var left *mux.DrainError
 	if errors.As(n.mux.Drain(ctx), &left) {
 		// These are not those of the connections that the proxy has cut, but of
-		// some that had finished here, and whose peer has not taken all.
+		// some that had finished here, and whose peer has not taken all, and of
+		// those whose link ended before they did.
 		cut += left.Cut
 	}
 	return cut
