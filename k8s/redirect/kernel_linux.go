@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
@@ -29,6 +30,7 @@ func Up(ctx context.Context, o Options) (Report, error) {
 	if err := o.Validate(); err != nil {
 		return Report{}, err
 	}
+	defer lock(ctx)()
 	old, err := installed()
 	if err != nil {
 		return Report{}, explain("reading the rules", err)
@@ -52,15 +54,21 @@ func Up(ctx context.Context, o Options) (Report, error) {
 	return Report{Families: families, Warnings: warnings(o)}, nil
 }
 
+// attempts is how often rules are installed that another program disturbs: a watch puts back, once, those that somebody
+// has removed, and may do so at the same moment.
+const attempts = 3
+
 // replace installs rs and proves it.
 func replace(ctx context.Context, o Options, rs *ruleset) ([]Family, error) {
-	if err := install(rs); err != nil {
-		return nil, explain("installing the rules", err)
+	var err error
+	for range attempts {
+		if err = install(rs); err != nil {
+			err = explain("installing the rules", err)
+		} else if err = confirm(rs); err == nil {
+			return verify(ctx, o)
+		}
 	}
-	if err := confirm(rs); err != nil {
-		return nil, err
-	}
-	return verify(ctx, o)
+	return nil, err
 }
 
 // confirm sees that what the kernel has is rs and nothing else.
@@ -107,6 +115,7 @@ func openBefore(o Options, old *ruleset) ([]socket, error) {
 // Down removes the rules and reports whether there were any. First it ends the connections that they redirected, whose
 // programs would go on sending, to the real destination.
 func Down() (found bool, err error) {
+	defer lock(context.Background())()
 	rs, err := installed()
 	if err != nil {
 		return false, explain("reading the rules", err)
@@ -290,13 +299,20 @@ func remove() error {
 	})
 }
 
-// installed returns the table as the kernel has it, or nil if there is none.
-func installed() (*ruleset, error) {
-	conn, err := dialKernel()
-	if err != nil {
-		return nil, err
+// installed returns the table as the kernel has it, or nil if there is none. Reading takes several requests: what is
+// replaced between them is read anew.
+func installed() (rs *ruleset, err error) {
+	for range attempts {
+		var conn *nftables.Conn
+		if conn, err = dialKernel(); err != nil {
+			return nil, err
+		}
+		if rs, err = read(conn); err == nil {
+			break
+		}
+		time.Sleep(time.Millisecond)
 	}
-	return read(conn)
+	return rs, err
 }
 
 // lookup returns the installed table, or nil.

@@ -386,6 +386,63 @@ func TestNoMomentWithoutRules(t *testing.T) {
 	}
 }
 
+// Of two ups at once, both succeed, and what the later one said to be in force is.
+func TestUpsAtOnce(t *testing.T) {
+	prepare(t)
+	p := newPod(t)
+	p.startListeners(t)
+	options := [][]string{{"up", "--ports", "5432"}, {"up", "--ports", "5433", "--guard-inbound", "9000", "--cidrs", "10.0.0.0/8"}}
+	var possible []string
+	for _, o := range options {
+		p.redirect(t, o...)
+		possible = append(possible, p.table())
+	}
+	for range 6 {
+		var ups []*netlab.Process
+		for _, o := range options {
+			ups = append(ups, p.Start(as("redirect", o...)...))
+		}
+		for i, up := range ups {
+			if err := up.Wait(time.Minute); err != nil {
+				t.Errorf("%v: %v, it printed\n%s", options[i], err, up.Output())
+			}
+		}
+		if now := p.table(); !slices.Contains(possible, now) {
+			t.Errorf("what is in force is neither's:\n%s", now)
+		}
+	}
+}
+
+// Any user may hold the lock that keeps ups apart. That makes an up slow, and no more.
+func TestLockHeldByAnotherUser(t *testing.T) {
+	prepare(t)
+	p := newPod(t)
+	holder := p.Start(asUser(nobody, []string{"flock", "--no-fork", "/proc/self/ns/net", "sh", "-c", "echo held; exec sleep 300"})...)
+	holder.Expect("held", 10*time.Second)
+	p.redirect(t, "up", "--ports", "5432")
+}
+
+// A reload of another program's rules flushes ours, a watch puts them back, and an up renews them at the same moment.
+func TestUpBesideAWatch(t *testing.T) {
+	prepare(t)
+	p := newPod(t)
+	p.startListeners(t)
+	watch := p.Start(as("redirect", "watch")...)
+	watch.Expect("watching", 10*time.Second)
+	p.redirect(t, "up", "--ports", "5432")
+	for i := range 12 {
+		up := p.Start(as("redirect", "up", "--ports", []string{"5432", "5432-5433"}[i%2])...)
+		time.Sleep(time.Duration(i) * 2 * time.Millisecond) // any moment will do
+		p.Run("nft", "flush", "ruleset")
+		if err := up.Wait(time.Minute); err != nil {
+			t.Errorf("up: %v, it printed\n%s", err, up.Output())
+		}
+		if show := p.redirect(t, "show"); strings.Count(show, "redirect to :15006") != 1 {
+			t.Errorf("what is in force does not redirect:\n%s", show)
+		}
+	}
+}
+
 // A process that was killed may have left sets that no rule looks into.
 func TestLeftoverSets(t *testing.T) {
 	prepare(t)
