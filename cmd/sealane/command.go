@@ -76,6 +76,17 @@ func (c *command) parse(args []string) (input, error) {
 			args = args[1:]
 		}
 	}
+	// What a script's variable was to hold, and did not: the default that
+	// stands for no option is not what was meant.
+	var empty error
+	flags.Visit(func(f *flag.Flag) {
+		if v := in.values[f.Name]; v != nil && *v == "" {
+			empty = fmt.Errorf("the value of -%s is empty", f.Name)
+		}
+	})
+	if empty != nil {
+		return in, empty
+	}
 	if len(in.arguments) > 0 && c.arguments == "" {
 		return in, fmt.Errorf("unexpected argument %q", in.arguments[0])
 	}

@@ -26,8 +26,7 @@ func runKeygen(p *process, in input) int {
 	if err := writeKey(file, key); err != nil {
 		return p.fail(err)
 	}
-	fmt.Fprintln(p.stdout, key.Public())
-	return exitOK
+	return p.print(key.Public())
 }
 
 // writeKey writes a new file that only its owner can read, and leaves none
@@ -62,9 +61,7 @@ func runPubkey(p *process, in input) int {
 		return p.fail(err)
 	}
 	if in.set("identity") {
-		fmt.Fprintf(p.stdout, "%s\n", key.Public().Identity())
-		return exitOK
+		return p.print(string(key.Public().Identity()))
 	}
-	fmt.Fprintln(p.stdout, key.Public())
-	return exitOK
+	return p.print(key.Public())
 }

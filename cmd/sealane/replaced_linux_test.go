@@ -173,3 +173,29 @@ listeners: [{socks5: "127.0.0.1:0", users: [{name: app, password_file: password}
 		changes(name)
 	}
 }
+
+// TestReplacedFolder: a folder that took the place of the config's own is
+// another one to the sandbox, which the refusal says: the permissions are fine.
+func TestReplacedFolder(t *testing.T) {
+	top := t.TempDir()
+	dir := filepath.Join(top, "etc")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(dir, "node.key"), string(newKey(t).PEM()), 0o600)
+	write(t, filepath.Join(dir, "sealane.yaml"), "identity: node.key\n", 0o600)
+	s := startSidecar(t, dir)
+	if strings.Contains(s.text(), "files and ports are not restricted") {
+		t.Skip("this kernel has no Landlock")
+	}
+	if err := errors.Join(os.Rename(dir, dir+".old"), os.CopyFS(dir, os.DirFS(dir+".old"))); err != nil {
+		t.Fatal(err)
+	}
+	s.signal(syscall.SIGHUP)
+	line := s.waitFor("reload refused; the old config stays in force", 1)
+	for _, want := range []string{"permission denied", "the sandbox was set when sealane started", "restart sealane to let it read " + filepath.Join(dir, "sealane.yaml")} {
+		if !strings.Contains(fmt.Sprint(line), want) {
+			t.Errorf("the refusal does not say %q: %v\n%s", want, line, s.text())
+		}
+	}
+}

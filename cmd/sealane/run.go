@@ -193,6 +193,8 @@ func (r *runner) reload(why string) {
 		// kept that from being read may be the sandbox.
 		files = append(files[:len(files):len(files)], invalid.Files...)
 		err = errors.Join(err, r.sandbox.Covers(sandbox.Needs{Read: invalid.Files}))
+	default: // the config itself cannot be read, perhaps because its folder is another one by now
+		err = errors.Join(err, r.sandbox.Covers(sandbox.Needs{Read: files}))
 	}
 	if r.watcher != nil {
 		r.watcher.watch(files)

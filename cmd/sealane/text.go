@@ -186,6 +186,15 @@ func (p *process) fail(err error) int {
 	return exitError
 }
 
+// print writes the one line that a command is for. Where that cannot be
+// written, a script must not take nothing for an answer.
+func (p *process) print(line any) int {
+	if _, err := fmt.Fprintln(p.stdout, line); err != nil {
+		return p.fail(err)
+	}
+	return exitOK
+}
+
 // badConfig prints the errors of a config as they are: each line starts with
 // the place, which editors know how to open.
 func (p *process) badConfig(err error) int {
