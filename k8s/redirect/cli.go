@@ -186,7 +186,15 @@ func parseUp(args []string) (o Options, dryRun bool, err error) {
 	o = Options{To: DefaultPort, ExceptUIDs: []uint32{DefaultUID}}
 	fs := newFlags("up")
 	fs.BoolVar(&dryRun, "dry-run", false, "")
-	set := func(name string, read func(string) error) { fs.Func(name, "", read) }
+	// An empty list, which a script's unset variable makes, would be as good as no option: no guard, say.
+	set := func(name string, read func(string) error) {
+		fs.Func(name, "", func(s string) error {
+			if s == "" && name != "except-uid" { // a mark may exempt the sidecar
+				return errors.New("it is empty; leave the option out if that is meant")
+			}
+			return read(s)
+		})
+	}
 	set("to", func(s string) (err error) { o.To, err = parsePort(s); return })
 	set("ports", func(s string) (err error) { o.Ports, err = ParsePorts(s); return })
 	set("cidrs", func(s string) (err error) { o.CIDRs, err = ParseCIDRs(s); return })

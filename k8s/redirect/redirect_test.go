@@ -74,6 +74,8 @@ func TestBadUsage(t *testing.T) {
 		"argument of watch": {[]string{"watch", "it"}, `"it" is one argument too many`},
 		"sidecar's user":    {[]string{"up", "--except-uid", "", "--mark", "1"}, "who may answer on the port"},
 		"sidecar loops":     {[]string{"up", "--sidecar-uid", "5"}, "the sidecar's own connections are not exempt"},
+		"empty guard":       {[]string{"up", "--guard-inbound", ""}, "it is empty"},
+		"empty ports":       {[]string{"up", "--ports="}, "it is empty"},
 		"argument of down":  {[]string{"down", "now"}, `"now" is one argument too many`},
 		"port":              {[]string{"up", "--to", "0"}, `"0" is no port`},
 		"mark":              {[]string{"up", "--mark", "0"}, "is no mark"},
