@@ -236,6 +236,17 @@ func TestImpostor(t *testing.T) {
 			}
 		})
 	}
+	t.Run("ahead of the answer", func(t *testing.T) {
+		t.Parallel()
+		p := newPod(t)
+		const warning = "a user who listens on its port gets the first bytes of programs that use TCP Fast Open"
+		for setting, dangerous := range map[string]bool{"1": false, "3": true, "0": false, "1026": true} {
+			p.Run("sysctl", "-qw", "net.ipv4.tcp_fastopen="+setting)
+			if out := p.redirect(t, "up"); strings.Contains(out, warning) != dangerous {
+				t.Errorf("with %s, up printed\n%s", setting, out)
+			}
+		}
+	})
 	// Two ends that open a connection to each other at once need no answer.
 	t.Run("opening from the port", func(t *testing.T) {
 		t.Parallel()

@@ -107,11 +107,27 @@ func warnings(o Options) []string {
 	if slices.Contains(o.ExceptUIDs, 0) {
 		w = append(w, "user 0 is exempt: nothing that root runs is caught")
 	}
+	if fastOpen() {
+		w = append(w, "net.ipv4.tcp_fastopen lets servers take data with the packet that opens a connection, ahead of every answer: while the "+
+			"sidecar is down, a user who listens on its port gets the first bytes of programs that use TCP Fast Open; set it to 1")
+	}
 	for _, p := range exemptProcesses(o.ExceptUIDs) {
 		w = append(w, fmt.Sprintf("process %d (%s) runs as the exempt user %d: its connections are not caught and leave in plaintext",
 			p.pid, p.name, p.uid))
 	}
 	return w
+}
+
+// fastOpen reports whether servers of this network namespace may use TCP Fast Open, for either family. The rules stop
+// the answer to an opening and not the opening, because whose the listening socket is shows in the answer alone.
+func fastOpen() bool {
+	text, err := os.ReadFile("/proc/sys/net/ipv4/tcp_fastopen")
+	if err != nil {
+		return false
+	}
+	const server = 0x2
+	n, err := strconv.ParseUint(strings.TrimSpace(string(text)), 0, 32)
+	return err == nil && n&server != 0
 }
 
 type process struct {
