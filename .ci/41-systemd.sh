@@ -112,7 +112,7 @@ inside systemctl daemon-reload
 inside systemctl start sealane.service sealane@b.service sealane-a.socket
 is 'the instance behind the socket' "$(property ActiveState sealane@a.service)" inactive
 is 'the page through the link' "$(inside curl -sS --max-time 60 http://127.0.0.1:80/live)" live
-is 'the instance behind the socket' "$(property ActiveState sealane@a.service)" active
+until_ 'the instance behind the socket is active' inside systemctl is-active sealane@a.service # it serves before it says so
 until_ 'the status by the socket' inside sealane status --ready --admin unix:/run/sealane-a/admin.sock
 
 echo '- no instance reads what another has'
@@ -175,6 +175,7 @@ write /etc/systemd/system/app.service <<'E2'
 [Unit]
 Requires=sealane-redirect.service
 After=sealane-redirect.service
+StartLimitIntervalSec=0
 [Service]
 Type=oneshot
 RemainAfterExit=yes
@@ -237,6 +238,9 @@ inside test -s /run/rules-at-the-end || fail 'the rules went before the program 
 is 'the tables after a restart' "$(inside nft list tables)" 'table inet sealane'
 inside systemctl reload nftables.service
 until_ 'the rules after a reload' catches 5433
+# More often than systemd lets a unit start by default.
+for _ in 1 2 3 4 5 6 7; do inside systemctl restart sealane-redirect.service || fail 'a restart too many'; done
+is 'the program after many restarts' "$(property ActiveState app.service)" active
 
 echo '- a flush of all tables by hand: the rules are put back'
 inside nft flush ruleset
@@ -250,3 +254,20 @@ is 'what is left of the rules' "$(inside nft list ruleset)" ''
 write /etc/sealane/redirect <<<'OPTIONS=--ports none'
 inside systemctl start app.service 2>/dev/null && fail 'the program started without rules'
 is 'the exit code' "$(property ExecMainStatus sealane-redirect-early.service)" 64
+inside mv /etc/sealane/redirect /etc/sealane/elsewhere
+inside systemctl start app.service 2>/dev/null && fail 'the program started without the file that says what is caught'
+is 'what is installed without that file' "$(inside nft list ruleset)" ''
+inside mv /etc/sealane/elsewhere /etc/sealane/redirect
+
+echo '- a user who sits on the port of the sidecar keeps it down no longer than he sits there'
+write /etc/sealane/sealane.yaml <<'E2'
+identity: node.key
+listeners: [{transparent: "127.0.0.1:15006"}]
+E2
+inside sh -c 'setpriv --reuid=65534 --clear-groups perl -MIO::Socket::INET -e "
+    \$s = IO::Socket::INET->new(LocalAddr => q(127.0.0.1:15006), Listen => 1) or die; sleep 600" >/dev/null & echo $! >/run/sitter'
+until_ 'the user listens' inside sh -c 'ss -ltn | grep -q 127.0.0.1:15006'
+inside systemctl start sealane.service 2>/dev/null && fail 'the sidecar started beside him'
+until_ 'the sidecar tries again' inside sh -c '[ "$(systemctl show -P NRestarts sealane.service)" -ge 6 ]'
+inside sh -c 'kill $(cat /run/sitter)'
+until_ 'the sidecar is up once he has gone' inside systemctl is-active sealane.service
