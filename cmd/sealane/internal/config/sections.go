@@ -144,8 +144,10 @@ func (l *loader) checkListener(n *node, out proxy.Listener, at, to position) {
 	only("to", forward, "forward listeners; the others use routes")
 	only("proxy_protocol", forward, "forward listeners")
 	only("users", login, "socks5 and connect listeners")
-	only("mode", !known || out.Address.Network == "unix", "unix sockets")
-	only("owner", !known || out.Address.Network == "unix", "unix sockets")
+	// One without a path has no file, and lets everybody in whatever its mode.
+	file := out.Address.Network == "unix" && !strings.HasPrefix(out.Address.Address, "@")
+	only("mode", !known || file, "unix sockets that have a path")
+	only("owner", !known || file, "unix sockets that have a path")
 	switch {
 	case forward && !n.has("to"):
 		l.fail(n.at, "to is missing; say where the forward leads, such as to: {peer: db, service: postgres}")
