@@ -110,7 +110,7 @@ func New(cfg Config, m *mux.Mux) (*Proxy, error) {
 
 func newProxy(cfg Config, o opener) (*Proxy, error) {
 	p := &Proxy{
-		opener: o, splices: make(map[*splice]struct{}), namesChanged: make(chan struct{}, 1), resolver: newStrictResolver(),
+		opener: o, splices: make(map[*splice]struct{}), namesChanged: make(chan struct{}, 1), resolver: newStrictResolver(resolverFiles...),
 		waits: usualWaits,
 	}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
