@@ -114,7 +114,7 @@ func (l *Listener) wants(ctx context.Context, prev *listener) ([]want, error) {
 	if l.Address.Network != "tcp" {
 		return []want{{key: l.Address.String()}}, nil
 	}
-	if prev != nil && l.Address.literal() == nil {
+	if prev != nil && l.Address.literal(l.Kind) == nil {
 		var wants []want
 		for _, s := range prev.socks {
 			a, _ := s.sockAddr()

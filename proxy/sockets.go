@@ -100,12 +100,13 @@ func hostAddr(ctx context.Context, host string) (netip.Addr, error) {
 }
 
 // Overlaps says whether one process cannot listen on both endpoints, as far as
-// that can be told without a look-up.
-func (e Endpoint) Overlaps(other Endpoint) bool {
+// that can be told without a look-up. The kinds are those of their listeners,
+// "" for what is none: see sockAddrs.
+func (e Endpoint) Overlaps(kind Kind, other Endpoint, otherKind Kind) bool {
 	if e.Network != "tcp" || other.Network != "tcp" {
 		return e == other
 	}
-	mine, others := e.literal(), other.literal()
+	mine, others := e.literal(kind), other.literal(otherKind)
 	if mine == nil || others == nil {
 		return e == other && !e.anyPort()
 	}
@@ -125,7 +126,7 @@ func (e Endpoint) Covers(other Endpoint) bool {
 	if e == other {
 		return true
 	}
-	mine, others := e.literal(), other.literal()
+	mine, others := e.literal(""), other.literal("")
 	if e.Network != "tcp" || other.Network != "tcp" || len(others) == 0 {
 		return false
 	}
@@ -138,7 +139,7 @@ func (e Endpoint) Covers(other Endpoint) bool {
 }
 
 // literal lists what a TCP endpoint means, nil if it is a name.
-func (e Endpoint) literal() []sockAddr {
+func (e Endpoint) literal(kind Kind) []sockAddr {
 	host, _, err := net.SplitHostPort(e.Address)
 	if err != nil {
 		return nil
@@ -146,7 +147,7 @@ func (e Endpoint) literal() []sockAddr {
 	if _, err := netip.ParseAddr(host); err != nil && host != "" && !isLocalhost(host) {
 		return nil
 	}
-	addrs, err := e.sockAddrs(context.Background(), "")
+	addrs, err := e.sockAddrs(context.Background(), kind)
 	if err != nil {
 		return nil
 	}

@@ -166,8 +166,28 @@ func TestOverlaps(t *testing.T) {
 		{"systemd:a", ":7", false},
 	} {
 		a, b := listenOn(t, KindForward, tt.a).Address, listenOn(t, KindForward, tt.b).Address
-		if a.Overlaps(b) != tt.want || b.Overlaps(a) != tt.want {
-			t.Errorf("%s and %s: %v, want %v", tt.a, tt.b, a.Overlaps(b), tt.want)
+		ab, ba := a.Overlaps(KindForward, b, ""), b.Overlaps("", a, KindForward)
+		if ab != tt.want || ba != tt.want {
+			t.Errorf("%s and %s: %v and %v, want %v", tt.a, tt.b, ab, ba, tt.want)
+		}
+	}
+}
+
+// A transparent listener takes both loopback addresses.
+func TestOverlapsTransparent(t *testing.T) {
+	four, six := listenOn(t, KindTransparent, "127.0.0.1:7").Address, listenOn(t, KindForward, "[::1]:7").Address
+	for _, tt := range []struct {
+		four, six Kind
+		want      bool
+	}{
+		{KindTransparent, KindForward, true},
+		{KindForward, KindTransparent, true},
+		{KindTransparent, KindTransparent, true},
+		{KindTransparent, "", true},
+		{KindForward, KindSOCKS5, false},
+	} {
+		if ab, ba := four.Overlaps(tt.four, six, tt.six), six.Overlaps(tt.six, four, tt.four); ab != tt.want || ba != tt.want {
+			t.Errorf("%s and %s: %v and %v, want %v", tt.four, tt.six, ab, ba, tt.want)
 		}
 	}
 }

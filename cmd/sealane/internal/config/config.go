@@ -264,7 +264,7 @@ func (l *loader) identity(n *node) {
 }
 
 func (l *loader) listen(n *node) {
-	e, ok := l.endpoint(n, "listen")
+	e, ok := l.endpoint(n, "listen", "")
 	if ok && e.Network == "unix" {
 		l.fail(n.at, "listen: links come over TCP; write HOST:PORT")
 		return
@@ -273,34 +273,36 @@ func (l *loader) listen(n *node) {
 }
 
 func (l *loader) admin(n *node) {
-	l.Admin, _ = l.endpoint(n, "admin")
+	l.Admin, _ = l.endpoint(n, "admin", "")
 	l.adminAt = n.at
 }
 
 // A boundAt is an address that this process listens on, and its place.
 type boundAt struct {
 	endpoint proxy.Endpoint
+	kind     proxy.Kind // "" for what is no listener
 	at       position
 }
 
-// endpoint decodes an address to listen on and keeps it from being used twice.
-func (l *loader) endpoint(n *node, name string) (proxy.Endpoint, bool) {
+// endpoint decodes an address to listen on, of a listener if kind is not "",
+// and keeps it from being used twice.
+func (l *loader) endpoint(n *node, name string, kind proxy.Kind) (proxy.Endpoint, bool) {
 	e, ok := parsed(&l.decoder, n, name, proxy.ParseListen)
 	if !ok {
 		return e, false
 	}
 	e = e.RelativeTo(l.dir)
 	for _, b := range l.bound {
-		switch {
-		case e == b.endpoint && e.Overlaps(b.endpoint):
+		switch overlaps := e.Overlaps(kind, b.endpoint, b.kind); {
+		case overlaps && e == b.endpoint:
 			l.fail(n.at, "%s: %v is already listened on (%v); choose another address", name, e, b.at)
 			return e, false
-		case e.Overlaps(b.endpoint):
+		case overlaps:
 			l.fail(n.at, "%s: %v and %v (%v) have an address in common; choose another port, or one address for each", name, e, b.endpoint, b.at)
 			return e, false
 		}
 	}
-	l.bound = append(l.bound, boundAt{e, n.at})
+	l.bound = append(l.bound, boundAt{e, kind, n.at})
 	return e, true
 }
 

@@ -107,7 +107,7 @@ func (l *loader) listener(n *node) {
 				return
 			}
 			out.Kind, at = kind, n.at
-			out.Address, _ = l.endpoint(n, string(kind))
+			out.Address, _ = l.endpoint(n, string(kind), kind)
 		}, ""})
 	}
 	l.fields(n, "a listener", append(fields,
