@@ -33,11 +33,12 @@ func main() {
 	dir := flag.String("dir", "test/mutate/mutations", "where mutations are")
 	seeds := flag.Int("seeds", 2000, "how many seeds the simulator tries for each; 0: none")
 	tests := flag.Bool("tests", false, "run the package's own tests, too")
+	timeout := flag.Duration("timeout", 3*time.Minute, "how long a package's own tests may take")
 	tags := flag.String("tags", "poison", "build tags")
 	keep := flag.String("keep", "", "only write the overlay of the one mutation that matches into this folder, for `go test -overlay`")
 	verbose := flag.Bool("v", false, "show what the tests say")
 	flag.Parse()
-	r := runner{seeds: *seeds, tests: *tests, tags: *tags, verbose: *verbose, keep: *keep}
+	r := runner{seeds: *seeds, tests: *tests, tags: *tags, verbose: *verbose, keep: *keep, timeout: *timeout}
 	if err := r.main(*dir, *run); err != nil {
 		fmt.Fprintln(os.Stderr, "mutate:", err)
 		os.Exit(1)

@@ -18,7 +18,8 @@ type runner struct {
 	tests   bool
 	tags    string
 	verbose bool
-	keep    string // a folder for the overlay; nothing is run
+	keep    string        // a folder for the overlay; nothing is run
+	timeout time.Duration // of a package's own tests: some slips make them wait
 
 	tried, missed, broken int
 	byPackage             map[string]*tally // own tests
@@ -75,8 +76,13 @@ func (r *runner) ownTests(m mutation, overlay string) string {
 	}
 	verdict := "survived"
 	for _, dir := range m.packages() {
-		if _, err := r.goTest(overlay, "./"+dir); err != nil {
-			verdict = "found"
+		out, err := r.goTest(overlay, "./"+dir, "-failfast", "-timeout="+r.timeout.String())
+		if err == nil {
+			continue
+		}
+		verdict = "found"
+		if found := failedTest.FindStringSubmatch(out); found != nil {
+			verdict += " by " + found[1]
 		}
 	}
 	for _, dir := range m.packages() {
@@ -90,6 +96,9 @@ func (r *runner) ownTests(m mutation, overlay string) string {
 	}
 	return verdict
 }
+
+// failedTest is how the go command names the test that failed, or hung.
+var failedTest = regexp.MustCompile(`(?m)^(?:\s*--- FAIL: |\t+)((?:Test|Fuzz|Example)[\w/]+) \(\d`)
 
 func (r *runner) goTest(overlay, dir string, args ...string) (string, error) {
 	cmd := exec.Command("go", append([]string{"test", "-count=1", "-vet=off", "-tags=" + r.tags, "-overlay=" + overlay, dir}, args...)...)
