@@ -230,6 +230,47 @@ func TestReaderWithoutProgressEnds(t *testing.T) {
 	}
 }
 
+// TestEmptyReadsAreNoEnd: a stream may give nothing now and then, as long as
+// something comes in between.
+func TestEmptyReadsAreNoEnd(t *testing.T) {
+	good := strings.NewReader(slowSealed(make([]byte, IVLen), randomBytes(8, 3000)))
+	empty := 0
+	if _, err := readSealed(readerFunc(func(p []byte) (int, error) {
+		if empty++; empty%50 != 0 {
+			return 0, nil
+		}
+		return good.Read(p[:min(len(p), 20)])
+	})); err != nil {
+		t.Fatalf("%v after %d reads", err, empty)
+	}
+}
+
+// TestBufferGrowsToItsLimit: while reads fill it, and no further.
+func TestBufferGrowsToItsLimit(t *testing.T) {
+	const first, limit = 16 << 10, 64 << 10
+	text := []byte(slowSealed(make([]byte, IVLen), randomBytes(8, 3000)))
+	most, at := 0, 0
+	r := NewReader(readerFunc(func(p []byte) (int, error) {
+		most = max(most, len(p))
+		for i := range p {
+			p[i] = text[at]
+			at = (at + 1) % len(text)
+		}
+		return len(p), nil
+	}))
+	r.Grow(first, limit)
+	var iv [IVLen]byte
+	payload := make([]byte, 3000)
+	for range 200 {
+		if _, err := r.Sealed(&iv, payload, len(payload), len(payload), false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if most <= limit/2 || most > limit {
+		t.Fatalf("the largest read has room for %d bytes, the limit is %d", most, limit)
+	}
+}
+
 type readerFunc func([]byte) (int, error)
 
 func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
