@@ -287,8 +287,34 @@ func TestRevision(t *testing.T) {
 	if err := os.WriteFile("password", []byte("another"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if after := revision(); after == before {
+	after := revision()
+	if after == before {
 		t.Error("revision is the same after a password changed")
+	}
+	// What is public counts as well: a new key of a peer is another config.
+	keys, err := os.ReadFile("web.pub")
+	if err == nil {
+		err = os.WriteFile("web.pub", []byte("\n"+string(keys)+"\n"), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if revision() == after {
+		t.Error("revision is the same after a peer's key file changed")
+	}
+}
+
+// sandbox.ports holds exactly as many ports as its error says.
+func TestSandboxRoomLimit(t *testing.T) {
+	fixture(t, "good")
+	for text, want := range map[string]bool{
+		`"10000-14095"`: true, `"10000-14096"`: false,
+		`"10000-14094", 1`: true, `"10000-14094", 1, 2`: false,
+	} {
+		src := "identity: node.key\nsandbox: {ports: [" + text + "]}\n"
+		if _, err := parse("room.yaml", []byte(src), noEnv); (err == nil) != want {
+			t.Errorf("%s: %v", text, err)
+		}
 	}
 }
 

@@ -81,3 +81,19 @@ func TestNoSandbox(t *testing.T) {
 		t.Errorf("a sandbox without Landlock: covers %v, complete %v, %q", err, none.Complete(), none)
 	}
 }
+
+// A config in a home, anybody's, opens that file and not the home. In a folder
+// beneath it the folder may be read.
+func TestHomesAreShared(t *testing.T) {
+	for dir, want := range map[string]bool{
+		"/home/ann": true, "/home/ann/sealane": false, "/home": true, "/srv/sealane/home": true, "/srv/sealane": false, "/etc": true,
+		"/etc/sealane": false, "/homes/ann": false,
+	} {
+		if got := isShared(dir, "/srv/sealane/home/"); got != want {
+			t.Errorf("%s: %v", dir, got)
+		}
+	}
+	if isShared(".", "") {
+		t.Error("the user has no home, and . counts as it")
+	}
+}

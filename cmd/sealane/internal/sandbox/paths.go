@@ -157,7 +157,16 @@ func shared(dir string) bool {
 		return true
 	}
 	home, err := os.UserHomeDir()
-	return slices.Contains(sharedFolders, dir) || filepath.Dir(dir) == "/home" || err == nil && dir == filepath.Clean(home)
+	if err != nil {
+		home = ""
+	}
+	return isShared(dir, home)
+}
+
+// isShared is shared for the real path of a folder, and of the user's home, ""
+// if there is none.
+func isShared(dir, home string) bool {
+	return slices.Contains(sharedFolders, dir) || filepath.Dir(dir) == "/home" || home != "" && dir == filepath.Clean(home)
 }
 
 // missing is what a config needs beyond what was granted.
