@@ -101,7 +101,7 @@ func (r *runner) ownTests(m mutation, overlay string) string {
 var failedTest = regexp.MustCompile(`(?m)^(?:\s*--- FAIL: |\t+)((?:Test|Fuzz|Example)[\w/]+) \(\d`)
 
 func (r *runner) goTest(overlay, dir string, args ...string) (string, error) {
-	cmd := exec.Command("go", append([]string{"test", "-count=1", "-vet=off", "-tags=" + r.tags, "-overlay=" + overlay, dir}, args...)...)
+	cmd := exec.Command("go", append([]string{"test", "-count=1", "-timeout=0", "-vet=off", "-tags=" + r.tags, "-overlay=" + overlay, dir}, args...)...)
 	out, err := cmd.CombinedOutput()
 	if r.verbose {
 		os.Stderr.Write(out)
