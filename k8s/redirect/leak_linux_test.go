@@ -206,6 +206,19 @@ func TestOtherTables(t *testing.T) {
 			wantAnswer(t, p.Host, as("dial", world+":5432"), refused)
 		}
 	})
+	t.Run("no tracking from now on", func(t *testing.T) {
+		t.Parallel()
+		p := newPod(t)
+		p.startListeners(t)
+		p.redirect(t, "up", "--ports", "5432")
+		open := p.holdRedirected(t)
+		start(t, p.Host, as("listen", "local", ":22"))
+		l := p.watch(t)
+		p.Run("nft", "add table inet other; add chain inet other out { type filter hook output priority raw; }; "+
+			"add rule inet other out notrack")
+		wantAnswer(t, p.world, as("dial", pod4+":22"), "local")
+		wantCut(t, l, open)
+	})
 }
 
 // While the sidecar is down, another user who listens in its place gets nothing.

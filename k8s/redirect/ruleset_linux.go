@@ -123,7 +123,10 @@ func (rs *ruleset) addStrays(o Options, before []socket) {
 	c := rs.addChain(strayChain, nftables.ChainTypeFilter, nftables.ChainHookOutput, strayPriority)
 	c.add(state(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), leave())
 	c.add(awaited())
-	c.add(tcp(), notOpening(), state(expr.CtStateBitUNTRACKED), leave())
+	if len(o.Ports) == 0 {
+		// The answers of a server here, which another program may have the kernel not track, go to any port.
+		c.add(tcp(), notOpening(), state(expr.CtStateBitUNTRACKED), leave())
+	}
 	c.addExceptions(o)
 	known4, known6 := splitConnections(before)
 	if len(known4) > 0 {
