@@ -240,7 +240,7 @@ inside systemctl reload nftables.service
 until_ 'the rules after a reload' catches 5433
 # More often than systemd lets a unit start by default.
 for _ in 1 2 3 4 5 6 7; do inside systemctl restart sealane-redirect.service || fail 'a restart too many'; done
-is 'the program after many restarts' "$(property ActiveState app.service)" active
+until_ 'the program is up after many restarts' inside systemctl is-active app.service
 
 echo '- a flush of all tables by hand: the rules are put back'
 inside nft flush ruleset
@@ -255,8 +255,9 @@ write /etc/sealane/redirect <<<'OPTIONS=--ports none'
 inside systemctl start app.service 2>/dev/null && fail 'the program started without rules'
 is 'the exit code' "$(property ExecMainStatus sealane-redirect-early.service)" 64
 inside mv /etc/sealane/redirect /etc/sealane/elsewhere
+inside sed -i 's,^ExecSt.*,ExecStart=/usr/bin/true,' /etc/systemd/system/app.service
+inside systemctl daemon-reload
 inside systemctl start app.service 2>/dev/null && fail 'the program started without the file that says what is caught'
-is 'what is installed without that file' "$(inside nft list ruleset)" ''
 inside mv /etc/sealane/elsewhere /etc/sealane/redirect
 
 echo '- a user who sits on the port of the sidecar keeps it down no longer than he sits there'
