@@ -31,6 +31,9 @@ func Up(ctx context.Context, o Options) (Report, error) {
 		return Report{}, err
 	}
 	defer lock(ctx)()
+	if err := ctx.Err(); err != nil { // interrupted while another one was at work
+		return Report{}, err
+	}
 	old, err := installed()
 	if err != nil {
 		return Report{}, explain("reading the rules", err)

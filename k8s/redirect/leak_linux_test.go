@@ -443,6 +443,15 @@ func TestLockHeldByAnotherUser(t *testing.T) {
 	p := newPod(t)
 	holder := p.Start(asUser(nobody, []string{"flock", "--no-fork", "/proc/self/ns/net", "sh", "-c", "echo held; exec sleep 300"})...)
 	holder.Expect("held", 10*time.Second)
+	interrupted := p.Start(as("redirect", "up")...)
+	time.Sleep(time.Second) // it waits by now
+	interrupted.Signal(syscall.SIGTERM)
+	if err := interrupted.Wait(10 * time.Second); err == nil {
+		t.Errorf("an up that was interrupted printed\n%s", interrupted.Output())
+	}
+	if out := p.ruleset(); out != "" {
+		t.Errorf("an up that was interrupted while another one may have been at work installed\n%s", out)
+	}
 	p.redirect(t, "up", "--ports", "5432")
 }
 
