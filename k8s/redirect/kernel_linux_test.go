@@ -124,9 +124,23 @@ func setMark(_, _ string, rc syscall.RawConn) error {
 	return serr
 }
 
+// reuseAddress lets several sockets have one address, for connections to different destinations.
+func reuseAddress(_, _ string, rc syscall.RawConn) error {
+	var serr error
+	if err := rc.Control(func(fd uintptr) { serr = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) }); err != nil {
+		return err
+	}
+	return serr
+}
+
 // hold keeps one connection open and sends a line through it for each line of its input, after the other end's end too.
 func hold(addr string) error {
-	dial := func(addr string) (net.Conn, error) { return net.Dial("tcp", addr) }
+	var d net.Dialer
+	if from := os.Getenv("FROM"); from != "" {
+		d.LocalAddr = net.TCPAddrFromAddrPort(netip.MustParseAddrPort(from))
+		d.Control = reuseAddress
+	}
+	dial := func(addr string) (net.Conn, error) { return d.Dial("tcp", addr) }
 	if os.Getenv("MAPPED") != "" {
 		dial = dialMapped
 	}

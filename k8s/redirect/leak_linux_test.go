@@ -107,6 +107,31 @@ func TestDownCutsWhatTheSidecarLeft(t *testing.T) {
 	wantCut(t, l, open)
 }
 
+// Two connections came from one port, so the sidecar sees another one for the second, and the first has ended.
+func TestDownCutsWhatHasAnotherPortAtTheSidecar(t *testing.T) {
+	prepare(t)
+	p := newPod(t)
+	p.startListeners(t)
+	p.redirect(t, "up")
+	start(t, p.Host, as("listen", "local", ":22"))
+	inbound := holdOpen(t, p.world, pod4+":22")
+	var open []*held
+	for _, port := range []string{"5432", "5433"} {
+		c := p.hold(t, env("FROM="+pod4+":4040", as("hold", world4+":"+port)))
+		c.Expect("sidecar", 10*time.Second)
+		open = append(open, c)
+	}
+	open[0].Signal(syscall.SIGKILL)
+	open[0].Wait(10 * time.Second)
+	netlab.Eventually(t, 20*time.Second, "the first connection to end", func() bool {
+		return !strings.Contains(p.Run("cat", "/proc/net/tcp"), "0200090A:1538 01") // the world's port 5432
+	})
+	l := p.watch(t)
+	p.redirect(t, "down")
+	wantCut(t, l, open[1:])
+	inbound.send(t, "an inbound one goes on")
+}
+
 // The port of the listener has changed since the connection was opened.
 func TestDownCutsWhatWentToAnotherPort(t *testing.T) {
 	prepare(t)

@@ -25,10 +25,12 @@ const (
 	sockDiagDestroy  = 21
 	diagMessage      = 72 // sizeof(inet_diag_msg)
 
-	anyConnection = ^uint32(1<<stateListen | 1<<stateTimeWait) // a set of states
+	// Sets of states.
+	anyConnection = ^uint32(1<<stateListen | 1<<stateTimeWait)
+	anySocket     = ^uint32(1 << stateTimeWait)
 )
 
-// connections lists the TCP connections of this network namespace, half-open ones too.
+// connections lists the TCP connections of this network namespace, half-open ones too, and what waits for some.
 func connections() ([]connection, error) {
 	conn, err := netlink.Dial(unix.NETLINK_INET_DIAG, nil)
 	if err != nil {
@@ -39,7 +41,7 @@ func connections() ([]connection, error) {
 	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
 		replies, err := conn.Execute(netlink.Message{
 			Header: netlink.Header{Type: sockDiagByFamily, Flags: netlink.Request | netlink.Dump},
-			Data:   diagRequest(family, anyConnection, make([]byte, 48)),
+			Data:   diagRequest(family, anySocket, make([]byte, 48)),
 		})
 		if errors.Is(err, unix.ENOENT) && family == unix.AF_INET6 { // the kernel was started without IPv6
 			continue
@@ -104,19 +106,36 @@ func (c connection) destroy(conn *netlink.Conn) error {
 func (rs *ruleset) redirected(all []socket) func(socket) bool {
 	answered := make(map[netip.AddrPort]netip.AddrPort) // from the program's address to the sidecar's
 	near := make(map[netip.AddrPort]bool)               // addresses whose other end is in this namespace
+	here, listening := make(map[netip.AddrPort]bool), make(map[uint16]bool)
 	for _, s := range all {
-		near[s.remote] = true
-		if s.local.Addr().IsLoopback() && s.isConnection() && rs.isSidecars(s) {
+		near[s.remote], here[s.local] = true, true
+		switch {
+		case s.state == stateListen:
+			listening[s.local.Port()] = true
+		case s.local.Addr().IsLoopback() && s.isConnection() && rs.isSidecars(s):
 			answered[s.remote] = s.local
+		}
+	}
+	renumbered := make(map[netip.Addr]bool) // addresses with a port that no program has
+	for program := range answered {
+		if !here[program] {
+			renumbered[program.Addr()] = true
 		}
 	}
 	return func(s socket) bool {
 		if sidecar, ok := answered[s.local]; ok {
 			return s.isConnection() && s.remote != sidecar // else it was opened to the sidecar itself
 		}
+		if near[s.local] || !rs.catches(s) {
+			return false
+		}
+		// Of two connections from one port to two destinations, the kernel gives the second another port at the sidecar.
+		// Which program's that is it does not tell, so it may be any that is caught and that nobody has opened to here.
+		if renumbered[s.local.Addr()] && s.isConnection() && !listening[s.local.Port()] && !slices.Contains(rs.users(listenerChain), s.uid) {
+			return true
+		}
 		// Where the sidecar's end is gone, the program's has been told so: it would be gone as well after a reset.
-		orphan := !near[s.local] && slices.Contains([]byte{stateFinWait1, stateCloseWait, stateLastAck, stateClosing}, s.state)
-		return orphan && rs.catches(s)
+		return slices.Contains([]byte{stateFinWait1, stateCloseWait, stateLastAck, stateClosing}, s.state)
 	}
 }
 
