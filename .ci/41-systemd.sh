@@ -185,8 +185,6 @@ E2
 for unit in sealane-redirect sealane-redirect-early sealane-redirect-watch; do
     inside mkdir "/etc/systemd/system/$unit.service.d"
     write "/etc/systemd/system/$unit.service.d/test.conf" <<'E2'
-[Unit]
-StartLimitIntervalSec=0
 [Service]
 StandardOutput=append:/run/sealane.log
 StandardError=append:/run/sealane.log
