@@ -158,7 +158,7 @@ inside kill -STOP "$pid"
 restarted() { [ "$(property NRestarts sealane@b.service)" = 1 ] && [ "$(property ActiveState sealane@b.service)" = active ]; }
 until_ 'the restart by the watchdog' restarted
 inside sed -i '/^bad:/d' /etc/sealane/sealane.yaml
-inside systemctl start sealane.service
+inside systemctl start sealane.service || fail 'it did not start with a good config'
 is 'the page with its server' "$(inside curl -sS --max-time 60 --retry 5 --retry-all-errors http://127.0.0.1:80/live)" live
 
 echo '- a clean stop'
