@@ -83,7 +83,15 @@ func (p *Proxy) reach(ctx context.Context, rec *record, l *listener, to Target, 
 		}
 		if to.Direct {
 			rec.peer = PeerDirect
-			return st.direct(ctx, rec, l, dest, at)
+			far, f := st.direct(ctx, rec, l, dest, at)
+			if f != nil || p.state.Load() == st {
+				return far, f
+			}
+			// A reload came meanwhile. What it seals does not leave by the old
+			// routes; no byte of the app has yet.
+			far.abort(mux.ResetUnspecified)
+			rec.peer, rec.dialed = "", ""
+			return p.reach(ctx, rec, l, Target{}, dest)
 		}
 	}
 	rec.peer = to.Peer

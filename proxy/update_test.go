@@ -524,3 +524,49 @@ func TestUpdateWhileOpeningHere(t *testing.T) {
 	wantReset(t, c)
 	n.web.log.want(t, "result=cut", "reason=peer removed from the config")
 }
+
+// A reload that seals what is about to go direct is in time as long as no byte
+// has left. One that does not seal it is no obstacle.
+func TestUpdateWhileGoingDirect(t *testing.T) {
+	plain := newTarget(t, "", echo)
+	dialing, dial := make(chan struct{}), make(chan struct{})
+	cfg := Config{
+		Listeners: []Listener{listenOn(t, KindSOCKS5, "127.0.0.1:0")},
+		Routes:    []Route{routeTo(t, "*:*", Target{Direct: true})},
+		Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			dialing <- struct{}{}
+			<-dial
+			return (&net.Dialer{}).DialContext(ctx, network, plain)
+		},
+	}
+	n := newNodes(t, cfg, Config{Services: serviceAt(t, newTarget(t, "", func(c net.Conn) { io.WriteString(c, "sealed") }))})
+	dialed := func() {
+		t.Helper()
+		select {
+		case <-dialing:
+		case <-time.After(patience):
+			t.Fatal("nothing was dialed")
+		}
+	}
+	for _, sealed := range []bool{false, true} {
+		c := dialTo(t, "tcp", n.web.addr(0))
+		io.WriteString(c, "\x05\x01\x00"+string(socksRequest(1, "10.0.0.1", 80)))
+		dialed()
+		if sealed {
+			cfg.Routes = []Route{routeTo(t, "10.0.0.1:80", Target{Peer: "db", Service: "app"}), cfg.Routes[0]}
+		}
+		if err := n.web.update(cfg); err != nil {
+			t.Fatal(err)
+		}
+		dial <- struct{}{}
+		hear(t, c, "\x05\x00")
+		if sealed {
+			hear(t, c, "\x05\x00\x00\x01\x00\x00\x00\x00\x00\x00sealed")
+			continue
+		}
+		dialed()
+		dial <- struct{}{}
+		hear(t, c, "\x05\x00\x00\x01\x00\x00\x00\x00\x00\x00")
+		say(t, c, "direct")
+	}
+}
