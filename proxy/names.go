@@ -17,12 +17,16 @@ import (
 // slow answer does not exceed that, and at once, though not more than once per
 // nameMinAge, for a connection that no route matches. A connection that would
 // go direct waits for a lookup that begins after it came; those of one name
-// begin nameGap apart and are shared, so that many connections are few queries.
+// begin nameGap apart and are shared, so that many connections are few queries;
+// of many names further apart, up to nameMaxGap: servers of names count them,
+// and one that answers no more would turn honest connections away.
 const (
 	nameRefresh = 20 * time.Second
 	nameMinAge  = time.Second
 	nameTimeout = 5 * time.Second
 	nameGap     = 50 * time.Millisecond
+	namesPerGap = 10
+	nameMaxGap  = time.Second
 )
 
 // nameMemory is how long an address that a name had, and has no more, is kept
@@ -44,6 +48,7 @@ type names struct {
 	lookups *sync.WaitGroup // of those that run
 	resolve lookupFunc
 	timeout time.Duration // of one lookup
+	gap     time.Duration // between those of one name
 	hosts   map[string]*hostAddrs
 }
 
@@ -95,6 +100,7 @@ func (p *Proxy) newNames(st *state, old *names) *names {
 	if st.within != nil {
 		n.add(&st.within.cfg, transparent, old)
 	}
+	n.gap = lookupGap(len(n.hosts), st.dialTimeout())
 	return n
 }
 
@@ -116,6 +122,11 @@ func (n *names) add(c *Config, transparent bool, old *names) {
 // behind that one, without giving up on a slow answer.
 func lookupTimeout(dial time.Duration) time.Duration {
 	return min(nameTimeout, max(dial/2, 2*time.Second))
+}
+
+// lookupGap lets a connection outlive it, whatever the number of names.
+func lookupGap(names int, dial time.Duration) time.Duration {
+	return max(nameGap, min(time.Duration(names)*nameGap/namesPerGap, nameMaxGap, dial/4))
 }
 
 // aheadOfDirect reports whether a connection that the route at index i does
@@ -172,7 +183,7 @@ func (n *names) ask(f *family) *lookup {
 func (n *names) work(f *family) {
 	for {
 		f.mu.Lock()
-		gap := time.Until(f.begun.Add(nameGap))
+		gap := time.Until(f.begun.Add(n.gap))
 		f.mu.Unlock()
 		select {
 		case <-time.After(gap):

@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"testing"
@@ -231,4 +232,34 @@ func TestRememberedAddressesAreBounded(t *testing.T) {
 			t.Errorf("%d remembered after that", len(f.seen))
 		}
 	})
+}
+
+// However many connections would go direct, past however many names: a server
+// of names is asked a few hundred questions a second.
+func TestManyNamesAreFewQueries(t *testing.T) {
+	for _, tt := range []struct{ names, most int }{{1, 25}, {50, 300}, {400, 900}} {
+		synctest.Test(t, func(t *testing.T) {
+			dns := &fakeDNS{}
+			cfg := Config{Resolve: dns.resolve}
+			for i := range tt.names {
+				name := fmt.Sprintf("n%d.svc", i)
+				dns.set(name, "10.0.0.5")
+				cfg.Routes = append(cfg.Routes, routeTo(t, name+":443", Target{Peer: "db"}))
+			}
+			cfg.Routes = append(cfg.Routes, routeTo(t, "*:443", Target{Direct: true}))
+			p, err := newProxy(cfg, &fakeLink{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer p.Close()
+			for begun := time.Now(); time.Since(begun) < time.Second; {
+				if to, f := target(t.Context(), p.state.Load(), KindSOCKS5, "10.0.9.9:443"); f != nil || !to.Direct {
+					t.Fatalf("%+v, %v", to, f)
+				}
+			}
+			if n := dns.asked("ip4 "); n > tt.most {
+				t.Errorf("%d names: %d questions in a second", tt.names, n)
+			}
+		})
+	}
 }
