@@ -170,9 +170,11 @@ func TestPastFailuresAreForgiven(t *testing.T) {
 			order = append(order, address)
 			mu.Unlock()
 			if address == dead {
-				if first {
-					defer close(failed)
+				if !first {
+					<-ctx.Done() // it does not fail a second time
+					return nil, ctx.Err()
 				}
+				defer close(failed)
 				return nil, errors.New("dead")
 			}
 			if first {

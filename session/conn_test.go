@@ -44,6 +44,41 @@ func TestConcurrentWritesDoNotMix(t *testing.T) {
 	wg.Wait()
 }
 
+// TestBuffersDoNotMix: a buffer does not come between the pieces of a write that
+// waits for room.
+func TestBuffersDoNotMix(t *testing.T) {
+	i, r := pair(t, nil)
+	const size = 16 << 20
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if _, err := i.Write(bytes.Repeat([]byte{'a'}, size)); err != nil {
+			t.Error(err)
+		}
+	})
+	got := make([]byte, size)
+	if _, err := io.ReadFull(r, got[:1]); err != nil { // the write has begun
+		t.Fatal(err)
+	}
+	const buffers = 8
+	for range buffers {
+		wg.Go(func() {
+			b := NewBuffer()
+			n := copy(b.Body(), bytes.Repeat([]byte{'b'}, MaxBody))
+			if err := i.QueueBuffer(b, n); err != nil {
+				t.Error(err)
+			}
+			i.Flush()
+		})
+	}
+	if _, err := io.ReadFull(r, got[1:]); err != nil || bytes.IndexByte(got, 'b') >= 0 {
+		t.Errorf("%v; a buffer comes %d bytes into the write of %d", err, bytes.IndexByte(got, 'b'), size)
+	}
+	if _, err := io.ReadFull(r, make([]byte, buffers*MaxBody)); err != nil {
+		t.Error(err)
+	}
+	wg.Wait()
+}
+
 // TestNothingAfterTheEnd: once the session has ended, Read gives no byte, not
 // even of a record that was opened before.
 func TestNothingAfterTheEnd(t *testing.T) {

@@ -664,6 +664,36 @@ func TestHandshakeEndsWithItsContext(t *testing.T) {
 	}
 }
 
+// TestHandshakeEndsAtItsLastMoment: a context that ends when all is said and
+// done ends the session, and leaves nothing behind: a bubble would notice.
+func TestHandshakeEndsAtItsLastMoment(t *testing.T) {
+	ic, rc := configs(t)
+	synctest.Test(t, func(t *testing.T) {
+		a, b := net.Pipe()
+		enough := errors.New("enough")
+		ctx, cancel := context.WithCancelCause(t.Context())
+		defer cancel(nil)
+		rc.Authorize = func(PublicKey) bool { cancel(enough); return true }
+		done := make(chan error)
+		go func() { _, err := Respond(ctx, noDeadline{b}, rc); done <- err }()
+		c, err := Initiate(t.Context(), a, rc.Key.Public(), ic)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := <-done; !errors.Is(err, enough) {
+			t.Error(err)
+		}
+		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, ErrTruncated) {
+			t.Errorf("the initiator reads %v", err)
+		}
+	})
+}
+
+// A noDeadline connection has no deadlines.
+type noDeadline struct{ net.Conn }
+
+func (noDeadline) SetDeadline(time.Time) error { return nil }
+
 func BenchmarkSession(b *testing.B) {
 	for _, transform := range []string{TransformJSON, TransformPacked, TransformGzip} {
 		b.Run(transform, func(b *testing.B) {

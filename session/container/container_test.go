@@ -230,6 +230,24 @@ func TestReaderWithoutProgressEnds(t *testing.T) {
 	}
 }
 
+// TestOneLastCharacter: of the characters that a payload may end with, those
+// are legal whose unused bits are zero, and no others.
+func TestOneLastCharacter(t *testing.T) {
+	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+	for _, n := range []int{22, 23, 24} {
+		good := slowSealed(make([]byte, IVLen), randomBytes(8, n))
+		last := strings.Index(good, `","recipients"`) - 1
+		field := good[last-len(base64.RawURLEncoding.EncodeToString(make([]byte, n)))+1 : last]
+		for _, c := range alphabet {
+			_, want := base64.RawURLEncoding.Strict().DecodeString(field + string(c))
+			_, err := readSealed(strings.NewReader(good[:last] + string(c) + good[last+1:]))
+			if (err == nil) != (want == nil) || err != nil && ruleOf(err) != RuleBase64 {
+				t.Errorf("payload of %d bytes that ends with %c: %v; the standard library says %v", n, c, err, want)
+			}
+		}
+	}
+}
+
 // TestEmptyReadsAreNoEnd: a stream may give nothing now and then, as long as
 // something comes in between.
 func TestEmptyReadsAreNoEnd(t *testing.T) {
