@@ -1,0 +1,181 @@
+package mux
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/sealane/sealane/session"
+)
+
+// TestOpensThatGiveUpOnABusyLink: apps that give up while a link is too busy to
+// open their streams leave nothing behind, neither a place nor a stream.
+func TestOpensThatGiveUpOnABusyLink(t *testing.T) {
+	busy, quiet := make(chan struct{}), make(chan struct{})
+	a := rawResponder(t, nil, func(_ int, l *rawLink) {
+		l.each(func(h yamuxHeader, body []byte) {
+			switch {
+			case h.flags == flagSYN:
+				l.write(ack(h.id))
+			case h.kind == yamuxData && len(body) > 0 && body[0] == frameOpen:
+				l.opened(h.id)
+				if h.id == 1 {
+					l.write(more(1, 64<<20))
+					close(busy)
+					<-quiet
+				}
+			}
+		})
+	})
+	s := open(t, a, "raw")
+	<-busy
+	var wg sync.WaitGroup
+	wg.Go(func() { s.Write(make([]byte, 32<<20)) }) // until the link takes no more
+	eventually(t, "the link is full", func() bool {
+		before := a.Status()[0].Links[0].BytesOut
+		time.Sleep(50 * time.Millisecond)
+		return before > 0 && a.Status()[0].Links[0].BytesOut == before
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	var opens sync.WaitGroup
+	for range maxUnacked + 10 {
+		opens.Go(func() {
+			if _, err := a.Open(ctx, "raw", toEcho); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("opened on a busy link: %v", err)
+			}
+		})
+	}
+	opens.Wait()
+	close(quiet)
+	open(t, a, "raw").Close()
+	s.Close()
+	wg.Wait()
+	eventually(t, "no stream is left", func() bool { return a.Status()[0].Streams == 0 })
+}
+
+// opened accepts a stream that is acknowledged already.
+func (l *rawLink) opened(id uint32) { l.write(dataOf(id, appendOpened(nil, StatusOK, ""))) }
+
+// TestStreamsThatEndBeforeTheirACK: a peer may give up as many as it likes.
+func TestStreamsThatEndBeforeTheirACK(t *testing.T) {
+	key := newKey(t)
+	b := knows(t, key)
+	conn := stranger(t, b, key)
+	var last uint32
+	for range 10 {
+		var record strings.Builder
+		for range 100 {
+			last += 2
+			record.WriteString(syn(last-1) + rst(last-1))
+		}
+		if _, err := conn.Write([]byte(record.String())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := conn.Write([]byte(ping(flagSYN, 7))); err != nil {
+		t.Fatal(err)
+	}
+	conn.SetReadDeadline(time.Now().Add(deadline))
+	buf, got := make([]byte, 4096), ""
+	for !strings.Contains(got, ping(flagACK, 7)) {
+		n, err := conn.Read(buf)
+		if err != nil {
+			t.Fatalf("%v; violations %v", err, b.Violations())
+		}
+		got += string(buf[:n])
+	}
+	noViolations(t, b)
+}
+
+// TestSecondGrantOnABusyLink: each time that there is no room for a grant it is
+// made later.
+func TestSecondGrantOnABusyLink(t *testing.T) {
+	g, w := testGuard()
+	play(g, w, steps(in(syn(1)), out(ack(1))))
+	for range 3 {
+		w.text, w.full = "", true
+		f := g.flows[1]
+		g.mu.Lock()
+		n := f.recvCredit
+		g.mu.Unlock()
+		if _, err := play(g, w, in(data(1, n))); err != nil {
+			t.Fatal(err)
+		}
+		g.freed(f, n)
+		eventually(t, "the peer may send again", func() bool {
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			return f.recvCredit > 0
+		})
+	}
+}
+
+// TestSkippedLinesAreCountedOnce: the line behind those that were left out says
+// how many, and no other does.
+func TestSkippedLinesAreCountedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out syncBuffer
+		log := newLimitedLog(zerolog.New(&out))
+		for range 15 {
+			log.warn("kind").Msg("burst")
+		}
+		for range 2 {
+			time.Sleep(time.Minute)
+			log.warn("kind").Msg("later")
+		}
+		var skipped []int
+		for d := json.NewDecoder(strings.NewReader(out.String())); d.More(); {
+			var line struct{ Skipped int }
+			if err := d.Decode(&line); err != nil {
+				t.Fatal(err)
+			}
+			skipped = append(skipped, line.Skipped)
+		}
+		if len(skipped) != 12 || skipped[10] != 5 || skipped[11] != 0 {
+			t.Fatalf("lines say that %v were left out", skipped)
+		}
+	})
+}
+
+// TestCloseOnASlowLink: a node that ends gives what is queued a moment, and not
+// as long as a slow peer takes.
+func TestCloseOnASlowLink(t *testing.T) {
+	handler, streams := accepted()
+	a, _ := slowPair(t, 100_000, handler)
+	s := open(t, a, "b")
+	<-streams
+	s.SetWriteDeadline(time.Now().Add(time.Second))
+	s.Write(make([]byte, 16<<20)) // as much as fits
+	begun := time.Now()
+	a.Close()
+	if took := time.Since(begun); took > 2*a.timing.closeGrace {
+		t.Fatalf("closed in %v", took)
+	}
+}
+
+// TestReplacedLinksAreCountedOnce: the limit on links holds however often a
+// silent one made way.
+func TestReplacedLinksAreCountedOnce(t *testing.T) {
+	key := newKey(t)
+	timing := fastTiming()
+	timing.silent = 0
+	timing.tick = time.Hour
+	b := newTimedNode(t, timing, newKey(t), []Peer{{Name: "a", Keys: []session.PublicKey{key.Public()}}}, func(c *Config) { c.Links = 2 })
+	for range 12 {
+		if _, err := dialLinks(t, 1, key, b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "two are left", func() bool { return len(b.Status()[0].Links) <= 2 })
+	if n := len(b.Status()[0].Links); n != 2 {
+		t.Errorf("%d links", n)
+	}
+}
