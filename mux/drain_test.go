@@ -156,6 +156,27 @@ func TestDrainCountsTruncatedStreams(t *testing.T) {
 	}
 }
 
+// TestDrainDoesNotCountWhatThePeerGaveUp: a stream that the peer gave up is
+// not lost with its link, however soon that ends behind it.
+func TestDrainDoesNotCountWhatThePeerGaveUp(t *testing.T) {
+	handler, streams := accepted()
+	a, b, _ := pairThrough(t, handler)
+	var nears []*Stream
+	for range 200 {
+		nears = append(nears, open(t, a, "b"))
+		<-streams
+	}
+	b.Leave()
+	for _, s := range nears {
+		s.abort(errors.New("the app has gone"), false)
+	}
+	eventually(t, "all were given up", func() bool { return a.streams.Load() == 0 })
+	a.Close()
+	if err := b.Drain(testContext(t)); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestReplacedLinkWaitsUntilThePeerHasIt: a link that another one replaces is
 // closed when its streams have arrived.
 func TestReplacedLinkWaitsUntilThePeerHasIt(t *testing.T) {

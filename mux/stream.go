@@ -307,20 +307,24 @@ func (s *Stream) abort(cause error, tell bool) {
 	s.onAbort = nil
 	attached := s.ys != nil
 	s.mu.Unlock()
+	// Asked now: a link that ends right behind a stream that its peer gave up
+	// has not taken it along.
+	lost := errors.Is(cause, ErrTruncated) && s.link.cause() != nil
 	s.endContext()
 	s.link.guard.abandon(s.flow)
 	for _, f := range callbacks {
 		go f()
 	}
 	if attached {
-		go s.tearDown(cause, tell)
+		go s.tearDown(cause, tell, lost)
 	}
 }
 
 // tearDown sends RESET if that can be done without waiting for the peer, and
 // closes the yamux stream, which means the same. It has its own goroutine
-// because a congested link makes even that wait.
-func (s *Stream) tearDown(cause error, tell bool) {
+// because a congested link makes even that wait. A stream that is lost had its
+// link taken away in the midst of it.
+func (s *Stream) tearDown(cause error, tell, lost bool) {
 	var code ResetCode
 	if r := (*ResetError)(nil); errors.As(cause, &r) {
 		code = r.Code
@@ -333,7 +337,7 @@ func (s *Stream) tearDown(cause error, tell bool) {
 	established := s.begun && s.answered()
 	s.writeMu.Unlock()
 	s.ys.Close()
-	if established && errors.Is(cause, ErrTruncated) && s.link.cause() != nil {
+	if established && lost {
 		s.link.mux.lost.Add(1) // before it may seem that all have finished
 	}
 	s.link.remove(s, true)
