@@ -195,10 +195,13 @@ inside systemctl start app.service || fail 'the program did not start'
 inside grep -q "meta skuid $(inside id -u sealane) return" /run/rules || fail 'the user sealane is not exempt'
 inside grep -q 'IPv4: verified: a connection to 192.0.2.[0-9]*:5432 arrived' /run/sealane.log || fail 'the rules were not proved'
 [[ " $(property Before sealane-redirect-early.service) " == *' network-pre.target '* ]] || fail 'the rules are not there before the network'
+for unit in sealane sealane-redirect sealane-redirect-early sealane-redirect-watch; do
+    is "the time in which starts of $unit are limited" "$(property StartLimitIntervalUSec "$unit.service")" 0
+done
 is 'what takes rules away' "$(property ExecStop sealane-redirect.service)$(property ExecStop sealane-redirect-early.service)" ''
 catches() { [[ $(inside nft list table inet sealane) == *"elements = { $1 }"* ]]; }
 write /etc/sealane/redirect <<<'OPTIONS=--ports 5433'
-inside systemctl reload sealane-redirect.service
+inside systemctl reload sealane-redirect.service || fail 'the rules could not be renewed'
 catches 5433 || fail 'a reload did not renew the rules'
 
 echo '- neither a stop, a restart nor a failure leaves a moment without rules'
