@@ -190,6 +190,35 @@ func TestAddressesAreForgotten(t *testing.T) {
 	})
 }
 
+// A direct route for a range is as closed as one for everything while a name
+// ahead of both may have the address.
+func TestUnknownIsNotDirectByRange(t *testing.T) {
+	dns := &fakeDNS{}
+	dns.set("db.internal", "10.0.0.5")
+	c := newCrossroads(t, Config{
+		Routes: []Route{
+			routeTo(t, "db.internal:9002", Target{Peer: "db", Service: "app"}),
+			routeTo(t, "10.0.0.0/24:*", Target{Direct: true}),
+			routeTo(t, "10.0.1.1:*", Target{Direct: true}),
+		},
+		Resolve: dns.resolve,
+	})
+	addrs := []string{"10.0.0.9", "10.0.1.1"}
+	for _, kind := range routedKinds {
+		for _, a := range addrs {
+			c.want(t, kind, a+":9002", a+":9002")
+		}
+		c.want(t, kind, "10.0.0.5:9002", sealed)
+	}
+	dns.setFail(errors.New("broken"))
+	for _, kind := range routedKinds {
+		for _, a := range addrs {
+			c.want(t, kind, a+":9002", "whether "+a+" is an address of db.internal is unknown: broken")
+			c.want(t, kind, a+":9003", a+":9003") // no name has this port
+		}
+	}
+}
+
 // A name that goes direct is looked up, and then what is ahead is asked for
 // its addresses as well: an alias is no way around a sealed route.
 func TestDirectByNameChecksAddresses(t *testing.T) {

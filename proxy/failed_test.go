@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/sealane/sealane/mux"
 )
 
 // A closingConn tells when it is closed, and fails each write if it is to.
@@ -292,4 +294,111 @@ func (c *mutedConn) Write(b []byte) (int, error) {
 	}
 	c.left--
 	return len(b), nil
+}
+
+// A quitter is an OPEN that its peer gives up between the dial and the answer.
+type quitter struct{ *fakeInbound }
+
+func (quitter) Accept() (stream, error) { return nil, errors.New("given up") }
+
+// A target whose stream is given up after it was connected sees a reset: nobody
+// has said that what it got is all.
+func TestTargetOfAGivenUpStreamIsReset(t *testing.T) {
+	ended := make(chan error, 1)
+	n := newNode(t, Config{Services: serviceAt(t, newTarget(t, "", func(c net.Conn) {
+		_, err := io.Copy(io.Discard, c)
+		ended <- err
+	}))}, &fakeLink{})
+	n.serveInbound(quitter{&fakeInbound{peer: "web", open: mux.Open{To: "app"}, ctx: t.Context()}})
+	if err := <-ended; !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the target saw %v, not a reset", err)
+	}
+	n.log.want(t, "result=reset", "via=service")
+}
+
+// The end of a drain, and Close, end dials for peers, which may hang for as
+// long as the config says.
+func TestShutdownEndsDials(t *testing.T) {
+	for name, end := range map[string]func(*node){
+		"close": func(n *node) { n.Close() },
+		"drain": func(n *node) {
+			ctx, cancel := context.WithCancel(context.Background())
+			cancel()
+			n.Drain(ctx)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dialing, tooLate := make(chan struct{}), make(chan struct{})
+			n := newNodes(t, Config{Listeners: []Listener{listenOn(t, KindForward, "127.0.0.1:0")}}, Config{
+				Services: serviceAt(t, "127.0.0.1:1"), Timeouts: Timeouts{Dial: time.Hour},
+				Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+					close(dialing)
+					select {
+					case <-ctx.Done():
+						return nil, ctx.Err()
+					case <-tooLate:
+						return nil, errors.New("hung")
+					}
+				},
+			})
+			dialTo(t, "tcp", n.web.addr(0))
+			<-dialing
+			ended := make(chan struct{})
+			go func() {
+				end(n.db)
+				close(ended)
+			}()
+			select {
+			case <-ended:
+			case <-time.After(patience):
+				t.Error("it waits for the dial")
+			}
+			close(tooLate)
+			n.db.log.want(t, "result=cut", "via=service")
+		})
+	}
+}
+
+// A target of a direct route that has ended its direction and then dies is
+// noticed, although its app says nothing. One that only has ended is let be.
+func TestDirectTargetDiesAfterItsEnd(t *testing.T) {
+	die, answers := make(chan struct{}), make(chan string, 2)
+	target := newTarget(t, "", func(c net.Conn) {
+		b := make([]byte, 1)
+		io.ReadFull(c, b)
+		c.(*net.TCPConn).CloseWrite()
+		if <-die; b[0] == 'd' {
+			c.(*net.TCPConn).SetLinger(0)
+			return
+		}
+		rest, _ := io.ReadAll(c)
+		answers <- string(rest)
+	})
+	n := newNode(t, Config{
+		Listeners: []Listener{listenOn(t, KindSOCKS5, "127.0.0.1:0")},
+		Routes:    []Route{routeTo(t, "127.0.0.1:*", Target{Direct: true})},
+	}, &fakeLink{})
+	open := func(first string) net.Conn {
+		code, c := exchange(t, n.addr(0), socksRequest(1, "127.0.0.1", portOf(t, target)))
+		if code != 0 {
+			t.Fatalf("reply %d", code)
+		}
+		io.WriteString(c, first)
+		wantEOF(t, c)
+		return c
+	}
+	dead, bystander := open("d"), open("b")
+	close(die)
+	n.log.want(t, "result=reset", "reason=the target is gone")
+	eventually(t, "the app hears of it", func() bool {
+		_, err := dead.Write([]byte("x"))
+		return err != nil
+	})
+	if _, err := io.WriteString(bystander, "still here"); err != nil {
+		t.Fatal(err)
+	}
+	halfClose(t, bystander)
+	if got := <-answers; got != "still here" {
+		t.Errorf("the bystander's target got %q", got)
+	}
 }

@@ -570,3 +570,49 @@ func TestUpdateWhileGoingDirect(t *testing.T) {
 		say(t, c, "direct")
 	}
 }
+
+// A stream that outlives reloads leaves the gauge of open ones where it found it.
+func TestGaugeOverReloads(t *testing.T) {
+	n := forwardNodes(t, newTarget(t, "", echo), Timeouts{})
+	c := dialTo(t, "tcp", n.web.addr(0))
+	say(t, c, "before")
+	for _, node := range []*node{n.web, n.db} {
+		if err := node.update(node.state.Load().cfg); err != nil {
+			t.Fatal(err)
+		}
+	}
+	say(t, c, "after")
+	for what, count := range map[string]func() int{
+		"app's":    func() int { return n.web.tally.get(n.web.tally.open, "db forward") },
+		"target's": func() int { return n.db.tally.get(n.db.tally.open, "web service") },
+	} {
+		if count() != 1 {
+			t.Errorf("the %s node has %d open", what, count())
+		}
+	}
+	roundTrip(t, c, "end")
+	eventually(t, "the gauges are at zero", func() bool {
+		return n.web.tally.get(n.web.tally.open, "db forward") == 0 && n.db.tally.get(n.db.tally.open, "web service") == 0
+	})
+}
+
+// A socket that a reload takes away still serves what the kernel had taken for it.
+func TestLastCallsAreServed(t *testing.T) {
+	n := forwardNodes(t, newTarget(t, "", echo), Timeouts{})
+	sock, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newBound(sock, "x")
+	s.owner.Store(n.web.listeners[0])
+	var waiting []net.Conn
+	for range 3 {
+		waiting = append(waiting, dialTo(t, "tcp", sock.Addr().String()))
+	}
+	close(s.stopped) // before any was accepted
+	s.accept()
+	sock.Close()
+	for _, c := range waiting {
+		roundTrip(t, c, "still served")
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -248,6 +249,36 @@ func TestMetricsCount(t *testing.T) {
 	if !strings.Contains(body, `sealane_config_reloads_total{result="ok"} 1`) {
 		t.Error("the reload is not counted")
 	}
+}
+
+// TestMetricsDirection: out is to the peer, whichever of the two an app is beside.
+func TestMetricsDirection(t *testing.T) {
+	target, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer target.Close()
+	near, _ := pairTo(t, target.Addr().String(), "")
+	c := dial(t, near.forward())
+	server, err := target.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	c.Write(make([]byte, 300))
+	server.Write(make([]byte, 70))
+	eventually(t, func() string {
+		_, body, err := near.client().get(t.Context(), "/metrics")
+		if err != nil {
+			return err.Error()
+		}
+		for _, line := range []string{`sealane_bytes_total{direction="in",peer="far"} 70`, `sealane_bytes_total{direction="out",peer="far"} 300`} {
+			if !strings.Contains(string(body), "\n"+line+"\n") {
+				return "no " + line
+			}
+		}
+		return ""
+	})
 }
 
 func TestStatusCommand(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 )
@@ -158,4 +159,45 @@ func adminAnswers(host, port string) error {
 		return fmt.Errorf("status %s", answer.Status)
 	}
 	return nil
+}
+
+// TestRefusedReloadLeavesNoSocket: a reload that fails at its admin address, or
+// at a listener, which come after listen, has nothing bound in the end.
+func TestRefusedReloadLeavesNoSocket(t *testing.T) {
+	p := freePorts(t, 6)
+	s := startSidecar(t, folder(t, newKey(t), `
+listen: 127.0.0.1:%s
+admin: 127.0.0.1:%s
+peers: [{name: far, keys: [%q]}]
+`, p[0], p[1], newKey(t).Public()), "--no-sandbox") // which would refuse new ports before they are bound
+	taken, err := net.Listen("tcp", "127.0.0.1:"+p[2])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	refused := 0
+	reload := func(listen, admin, forward string) {
+		s.edit("listen: 127.0.0.1:", "listen: 127.0.0.1:"+listen+" #")
+		s.edit("admin: 127.0.0.1:", "admin: 127.0.0.1:"+admin+" #")
+		if forward != "" {
+			s.edit("peers:", "listeners: [{forward: \"127.0.0.1:"+forward+"\", to: {peer: far, service: s}}]\npeers:")
+		}
+		s.signal(syscall.SIGHUP)
+		refused++
+		if e := fmt.Sprint(s.waitFor("reload refused; the old config stays in force", refused)["errors"]); !strings.Contains(e, "address already in use") {
+			t.Fatalf("the reload was refused for %s", e)
+		}
+		for _, port := range []string{listen, admin} {
+			if port != p[2] && len(takes(port)) > 0 {
+				t.Errorf("a reload was refused, and port %s takes connections", port)
+			}
+		}
+		for _, port := range p[:2] {
+			if len(takes(port)) != 1 {
+				t.Errorf("a reload was refused, and port %s takes none", port)
+			}
+		}
+	}
+	reload(p[3], p[2], "")
+	reload(p[4], p[5], p[2])
 }

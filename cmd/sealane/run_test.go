@@ -213,12 +213,18 @@ func serve(t *testing.T, handle func(net.Conn)) string {
 // behind the second.
 func pair(t *testing.T, extra string, args ...string) (near, far *sidecar) {
 	t.Helper()
+	return pairTo(t, echo(t), extra, args...)
+}
+
+// pairTo is pair with another target than echo.
+func pairTo(t *testing.T, target, extra string, args ...string) (near, far *sidecar) {
+	t.Helper()
 	nearKey, farKey := newKey(t), newKey(t)
 	far = startSidecar(t, folder(t, farKey, `
 listen: 127.0.0.1:0
 peers: [{name: near, keys: [%q]}]
 services: [{name: echo, address: %q, allow: [near]}]
-`, nearKey.Public(), echo(t)))
+`, nearKey.Public(), target))
 	near = startSidecar(t, folder(t, nearKey, `
 admin: unix:admin.sock
 peers: [{name: far, keys: [%q], address: %q}]
