@@ -132,6 +132,16 @@ func TestSystemdListener(t *testing.T) {
 	for _, addr := range bound {
 		roundTrip(t, dialTo(t, "tcp", addr), "activated")
 	}
+	// A reload that changes nothing keeps all sockets of the name.
+	if err := n.web.update(cfg); err != nil {
+		t.Fatal(err)
+	}
+	for _, addr := range bound {
+		roundTrip(t, dialTo(t, "tcp", addr), "kept")
+	}
+	if got := n.web.Status()[0].Bound; len(got) != len(bound) {
+		t.Errorf("bound to %v, want %v", got, bound)
+	}
 	// Taken away and brought back by reloads.
 	gone := cfg
 	gone.Listeners = nil
@@ -324,4 +334,48 @@ func TestTransparentTakesBothFamilies(t *testing.T) {
 			}
 		}
 	}
+}
+
+// A reload that changes the owner of a unix socket alone changes that.
+func TestUnixOwnerAlone(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root may give a file to another group")
+	}
+	path := socketPath(t)
+	l := listenOn(t, KindForward, "unix:"+path)
+	n := newNode(t, Config{Listeners: []Listener{l}}, &fakeLink{})
+	for _, gid := range []int{12345, 12346, os.Getgid()} {
+		l.Owner = ":" + strconv.Itoa(gid)
+		if err := n.update(Config{Listeners: []Listener{l}}); err != nil {
+			t.Fatal(err)
+		}
+		st, err := os.Lstat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := int(st.Sys().(*syscall.Stat_t).Gid); got != gid {
+			t.Errorf("group %d, want %d", got, gid)
+		}
+	}
+}
+
+// Closing a socket leaves what another process has put in its place, a socket
+// of the same mode among it.
+func TestUnixCloseLeavesAnothersSocket(t *testing.T) {
+	path := socketPath(t)
+	n := newNode(t, Config{Listeners: []Listener{listenOn(t, KindForward, "unix:"+path)}}, &fakeLink{})
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	other, err := ListenUnix(path, 0, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	n.Close()
+	c, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatalf("the other's socket: %v", err)
+	}
+	c.Close()
 }

@@ -594,3 +594,28 @@ func TestNamesFromOutsideAreAbsolute(t *testing.T) {
 		}
 	}
 }
+
+// Ranges of ports that have one port in common, at either end, stand in each
+// other's way there.
+func TestRangesThatTouch(t *testing.T) {
+	dns := &fakeDNS{}
+	dns.set("db.internal", "10.0.0.5")
+	for _, direct := range []string{"*:9002-9009", "*:8990-9000", "*:9001", "*:9000-9002"} {
+		routes := []Route{routeTo(t, "db.internal:9000-9002", Target{Peer: "db"}), routeTo(t, direct, Target{Direct: true})}
+		c := newCrossroads(t, Config{Routes: routes, Resolve: dns.resolve, Listeners: []Listener{listenOn(t, KindSOCKS5, "127.0.0.1:0")}})
+		for _, port := range []string{"9000", "9001", "9002"} {
+			if !routes[1].Match.matchesPort(dest("10.0.0.5:" + port).Port) {
+				continue
+			}
+			c.want(t, KindSOCKS5, "10.0.0.5:"+port, sealed)
+			c.want(t, KindSOCKS5, "10.0.0.9:"+port, "10.0.0.9:"+port)
+		}
+		if len(Cautions(routes)) != 1 {
+			t.Errorf("%s: no caution", direct)
+		}
+	}
+	apart := []Route{routeTo(t, "db.internal:9000-9002", Target{Peer: "db"}), routeTo(t, "*:9003", Target{Direct: true}), routeTo(t, "*:8999", Target{Direct: true})}
+	if found := Cautions(apart); len(found) > 0 {
+		t.Errorf("of ranges that do not touch: %v", found)
+	}
+}

@@ -501,3 +501,50 @@ func TestPeerGivesUpWhileDialing(t *testing.T) {
 	}
 	n.log.want(t, "target=10.0.0.1:80", "message=connection refused")
 }
+
+// A peer has only those names looked up that it could be let to: a lookup is
+// word to whoever runs the name's servers.
+func TestNamesThatNoRuleHasAreNotLookedUp(t *testing.T) {
+	dns := &fakeDNS{}
+	n := newNode(t, Config{
+		Egress:  []EgressRule{egressFor(t, "web", "*.internal:443", "db.example:5432", "10.0.0.0/8:8080")},
+		Resolve: dns.resolve, Dial: (&dialLog{}).dial,
+	}, &fakeLink{})
+	for to, want := range map[string]int{
+		"secret.attacker.example:443": 0, "db.example:443": 0, "x.internal:5432": 0, "other.example:5432": 0, "db.internal:80": 0,
+		"x.internal:443": 1, "db.example:5432": 1,
+		"any.example:8080": 1, // its address may be in the range
+	} {
+		before := dns.asked("")
+		askExit(t, n, "web", to)
+		if asked := dns.asked("") - before; asked != want {
+			t.Errorf("%s: %d lookups, want %d", to, asked, want)
+		}
+	}
+}
+
+// Of a service's addresses all that are this process's own are left out, also
+// behind one that is not, and does not answer.
+func TestServiceFallsBackToNothingOwn(t *testing.T) {
+	dns := &fakeDNS{}
+	dns.set("svc.internal", "192.0.2.1", "127.0.0.1", "::1")
+	var mu sync.Mutex
+	var dialed []string
+	n := newNode(t, Config{
+		Services: serviceAt(t, "svc.internal:7423"), Own: []uint16{7423}, Resolve: dns.resolve,
+		Dial: func(_ context.Context, _, address string) (net.Conn, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			dialed = append(dialed, address)
+			return nil, syscall.ECONNREFUSED
+		},
+	}, &fakeLink{})
+	if got := askExit(t, n, "web", "app"); got.Status != mux.StatusRefused {
+		t.Errorf("%v", got)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if text := strings.Join(dialed, " "); text != "192.0.2.1:7423" {
+		t.Errorf("dialed %s", text)
+	}
+}

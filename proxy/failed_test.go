@@ -402,3 +402,40 @@ func TestDirectTargetDiesAfterItsEnd(t *testing.T) {
 		t.Errorf("the bystander's target got %q", got)
 	}
 }
+
+// A target that is connected although its dial was to end has come too late for
+// a proxy that closes: it is reset, and Close does not wait for it.
+func TestTargetThatComesAfterClose(t *testing.T) {
+	ended := make(chan error, 1)
+	target := newTarget(t, "", func(c net.Conn) {
+		_, err := io.Copy(io.Discard, c)
+		ended <- err
+	})
+	dialing := make(chan struct{})
+	n := newNodes(t, Config{Listeners: []Listener{listenOn(t, KindForward, "127.0.0.1:0")}}, Config{
+		Services: serviceAt(t, target), Timeouts: Timeouts{Dial: time.Hour},
+		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+			close(dialing)
+			<-ctx.Done()
+			return net.Dial(network, address)
+		},
+	})
+	c := dialTo(t, "tcp", n.web.addr(0))
+	<-dialing
+	closed := make(chan struct{})
+	go func() {
+		n.db.Close()
+		close(closed)
+	}()
+	select {
+	case <-closed:
+	case <-time.After(patience):
+		c.Close() // which lets it end
+		t.Fatal("Close waits for the stream")
+	}
+	if err := <-ended; !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the target saw %v, not a reset", err)
+	}
+	wantReset(t, c)
+	n.db.log.want(t, "result=cut", "reason=cut: shutting down")
+}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -426,5 +427,45 @@ func TestDialErrorResults(t *testing.T) {
 		if got := dialResult(err); got != want {
 			t.Errorf("%v gives %s, want %s", err, got, want)
 		}
+	}
+}
+
+// A connection that moves bytes in one direction alone, whichever, is not idle.
+func TestIdleIsBothDirections(t *testing.T) {
+	const limit = 500 * time.Millisecond
+	trickle := func(c io.Writer) {
+		for range 15 {
+			time.Sleep(limit / 5)
+			io.WriteString(c, "x")
+		}
+	}
+	for _, way := range []string{"up", "down"} {
+		t.Run(way, func(t *testing.T) {
+			t.Parallel()
+			all := strings.Repeat("x", 15)
+			got := make(chan string, 1)
+			n := forwardNodes(t, newTarget(t, "", func(c net.Conn) {
+				if way == "down" {
+					trickle(c)
+					return
+				}
+				b, _ := io.ReadAll(c)
+				got <- string(b)
+			}), Timeouts{Idle: limit})
+			c := dialTo(t, "tcp", n.web.addr(0))
+			if way == "down" {
+				b, err := io.ReadAll(c)
+				if err != nil {
+					t.Error(err)
+				}
+				got <- string(b)
+			} else {
+				trickle(c)
+				halfClose(t, c)
+			}
+			if text := <-got; text != all {
+				t.Errorf("got %q", text)
+			}
+		})
 	}
 }

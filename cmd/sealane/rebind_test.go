@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -199,5 +200,16 @@ peers: [{name: far, keys: [%q]}]
 		}
 	}
 	reload(p[3], p[2], "")
+	s.edit("peers: [", fmt.Sprintf("peers: [{name: newcomer, keys: [%q]}, ", newKey(t).Public()))
 	reload(p[4], p[5], p[2])
+	// Nor does it leave series of the peers that it would have brought.
+	answer, err := http.Get("http://127.0.0.1:" + p[1] + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer answer.Body.Close()
+	body, err := io.ReadAll(answer.Body)
+	if err != nil || strings.Contains(string(body), "newcomer") || !strings.Contains(string(body), `peer="far"`) {
+		t.Errorf("%v; after a refused reload the metrics are\n%s", err, body)
+	}
 }
