@@ -7,12 +7,16 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/sealane/sealane/cmd/sealane/internal/config"
+	"github.com/sealane/sealane/mux"
+	"github.com/sealane/sealane/proxy"
+	"github.com/sealane/sealane/session"
 )
 
 // parsed is a config with the peers a and b, and what text adds.
@@ -94,13 +98,41 @@ egress: [{allow: [b], match: ["10.0.0.0/8:2"]}, {allow: [a, b], match: ["10.0.0.
 		if got := strings.Join(gone, "; "); got != c.gone {
 			t.Errorf("%s: withdrawn %q, want %q", c.name, got, c.gone)
 		}
-		for _, l := range left.Listeners {
-			i := counterpart(l, next.Listeners)
-			if i < 0 || !next.Listeners[i].Address.Covers(l.Address) || len(l.Users) == 0 && len(next.Listeners[i].Users) > 0 || l.Address.Network == "unix" && l.Mode&^next.Listeners[i].Mode != 0 && next.Listeners[i].Mode != 0 {
-				t.Errorf("%s: left is %+v", c.name, l)
-			}
+		if why := exceeds(left, next); why != "" {
+			t.Errorf("%s: %s", c.name, why)
 		}
 	}
+}
+
+// exceeds says what a config that was cut down still gives that next does not.
+func exceeds(left, next *config.Config) string {
+	for _, p := range left.Peers {
+		i := slices.IndexFunc(next.Peers, func(o mux.Peer) bool { return o.Name == p.Name })
+		if i < 0 || slices.ContainsFunc(p.Keys, func(k session.PublicKey) bool { return !slices.Contains(next.Peers[i].Keys, k) }) {
+			return fmt.Sprintf("left is %+v", p)
+		}
+	}
+	for _, l := range left.Listeners {
+		i := counterpart(l, next.Listeners)
+		if i < 0 || !next.Listeners[i].Address.Covers(l.Address) || permissions(l)&^permissions(next.Listeners[i]) != 0 {
+			return fmt.Sprintf("left is %+v", l)
+		}
+		users := next.Listeners[i].Users
+		stranger := func(u proxy.User) bool { return !slices.Contains(users, u) }
+		if len(users) > 0 && (len(l.Users) == 0 || slices.ContainsFunc(l.Users, stranger)) {
+			return fmt.Sprintf("left is %+v", l)
+		}
+	}
+	for _, s := range left.Services {
+		i := slices.IndexFunc(next.Services, func(o proxy.Service) bool { return o.Name == s.Name })
+		if i < 0 || slices.ContainsFunc(s.Allow, func(peer string) bool { return !slices.Contains(next.Services[i].Allow, peer) }) {
+			return fmt.Sprintf("left is %+v", s)
+		}
+	}
+	if left.AdminUnsafe && !next.AdminUnsafe {
+		return "admin_unsafe is left"
+	}
+	return ""
 }
 
 // TestRefusedReloadWithdraws: a reload that asks for a port outside the
