@@ -7,7 +7,6 @@ import (
 	"runtime"
 	"syscall"
 	"testing"
-	"time"
 )
 
 // waitAsleep waits until both directions of all of a node's connections sleep.
@@ -128,34 +127,4 @@ func TestDozeFreesGoroutines(t *testing.T) {
 	waitAsleep(t, n.web, n.db)
 	// What is left: the target's goroutine for each, and the fake stream's.
 	eventually(t, "their goroutines are gone", func() bool { return runtime.NumGoroutine()-before < 2*conns+10 })
-}
-
-// What sleeps stays asleep: the watch of an app while its stream was being
-// opened leaves no trace in the poller.
-func TestSleepLasts(t *testing.T) {
-	if runtime.GOOS != "linux" {
-		t.Skip("connections sleep on Linux only")
-	}
-	for _, kind := range []Kind{KindForward, KindSOCKS5} {
-		t.Run(string(kind), func(t *testing.T) {
-			target := newTarget(t, "", echo)
-			n := newNodes(t, Config{Listeners: []Listener{listenOn(t, kind, "127.0.0.1:0")}, Routes: []Route{routeTo(t, "*:*", Target{Peer: "db"})}},
-				Config{Services: serviceAt(t, target), Egress: []EgressRule{egressFor(t, "web", "127.0.0.1:*")}})
-			c := dialTo(t, "tcp", n.web.addr(0))
-			if kind == KindSOCKS5 {
-				_, c = exchange(t, n.web.addr(0), socksRequest(1, "127.0.0.1", portOf(t, target)))
-			}
-			say(t, c, "once")
-			waitAsleep(t, n.web, n.db)
-			for range 25 {
-				time.Sleep(2 * time.Millisecond)
-				for _, s := range append(n.web.running(nil), n.db.running(nil)...) {
-					if s.up.Load() != asleep || s.down.Load() != asleep {
-						t.Fatal("awake again, and nothing came")
-					}
-				}
-			}
-			roundTrip(t, c, "and wakes")
-		})
-	}
 }
