@@ -4,8 +4,12 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
+	"net"
+	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -43,17 +47,19 @@ func TestOpensThatGiveUpOnABusyLink(t *testing.T) {
 		time.Sleep(50 * time.Millisecond)
 		return before > 0 && a.Status()[0].Links[0].BytesOut == before
 	})
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
-	defer cancel()
-	var opens sync.WaitGroup
-	for range maxUnacked + 10 {
-		opens.Go(func() {
-			if _, err := a.Open(ctx, "raw", toEcho); !errors.Is(err, context.DeadlineExceeded) {
-				t.Errorf("opened on a busy link: %v", err)
-			}
-		})
+	for range 2 { // as many as have a place
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		var opens sync.WaitGroup
+		for range maxUnacked + 10 {
+			opens.Go(func() {
+				if _, err := a.Open(ctx, "raw", toEcho); !errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("opened on a busy link: %v", err)
+				}
+			})
+		}
+		opens.Wait()
+		cancel()
 	}
-	opens.Wait()
 	close(quiet)
 	open(t, a, "raw").Close()
 	s.Close()
@@ -145,20 +151,107 @@ func TestSkippedLinesAreCountedOnce(t *testing.T) {
 	})
 }
 
+// A narrow connection takes, once it is slow, a kilobyte each 50 ms.
+type narrow struct {
+	net.Conn
+	slow atomic.Bool
+
+	mu      sync.Mutex
+	writeBy time.Time
+}
+
+func (c *narrow) SetDeadline(t time.Time) error {
+	c.SetWriteDeadline(t)
+	return c.SetReadDeadline(t)
+}
+
+func (c *narrow) SetWriteDeadline(t time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.writeBy = t
+	return nil
+}
+
+func (c *narrow) Write(p []byte) (n int, err error) {
+	for n < len(p) {
+		c.mu.Lock()
+		late := !c.writeBy.IsZero() && !time.Now().Before(c.writeBy)
+		c.mu.Unlock()
+		if late {
+			return n, os.ErrDeadlineExceeded
+		}
+		piece := len(p) - n
+		if c.slow.Load() {
+			piece = min(piece, 1<<10)
+			time.Sleep(50 * time.Millisecond)
+		}
+		m, err := c.Conn.Write(p[n : n+piece])
+		n += m
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
 // TestCloseOnASlowLink: a node that ends gives what is queued a moment, and not
 // as long as a slow peer takes.
 func TestCloseOnASlowLink(t *testing.T) {
 	handler, streams := accepted()
-	a, _ := slowPair(t, 100_000, handler)
+	var path atomic.Pointer[narrow]
+	a, _ := pair(t, handler, func(c *Config) {
+		c.Dialer = func(ctx context.Context, network, address string) (net.Conn, error) {
+			c, err := new(net.Dialer).DialContext(ctx, network, address)
+			n := &narrow{Conn: c}
+			path.Store(n)
+			return n, err
+		}
+	}, nil)
 	s := open(t, a, "b")
 	<-streams
-	s.SetWriteDeadline(time.Now().Add(time.Second))
-	s.Write(make([]byte, 16<<20)) // as much as fits
+	path.Load().slow.Store(true)
+	if _, err := s.Write(make([]byte, 240<<10)); err != nil { // 12 s
+		t.Fatal(err)
+	}
 	begun := time.Now()
 	a.Close()
-	if took := time.Since(begun); took > 2*a.timing.closeGrace {
+	t.Logf("closed in %v", time.Since(begun))
+	if took := time.Since(begun); took > 3*a.timing.closeGrace {
 		t.Fatalf("closed in %v", took)
 	}
+}
+
+// TestPeerThatOnlyTakes: a link whose peer sends nothing for a while, but
+// acknowledges what it gets, is not dead.
+func TestPeerThatOnlyTakes(t *testing.T) {
+	taken, nodes := make(chan struct{}), make(chan *node, 1)
+	a := rawResponder(t, nil, func(i int, l *rawLink) {
+		l.each(func(h yamuxHeader, body []byte) {
+			if h.flags == flagSYN {
+				l.write(ack(h.id) + more(h.id, 1<<30))
+			}
+			if h.kind != yamuxData || len(body) == 0 || body[0] != frameOpen || i > 0 {
+				return
+			}
+			l.opened(h.id)
+			buf := make([]byte, 16<<10)
+			for end := time.Now().Add((deadTicks + 5) * 500 * time.Millisecond); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+				if _, err := l.conn.Read(buf); err != nil {
+					t.Errorf("the link ended: %v", err)
+					break
+				}
+			}
+			if a := <-nodes; a.log.count("link down") != 0 {
+				t.Errorf("the link ended: %s", a.log)
+			}
+			close(taken)
+		})
+	})
+	nodes <- a
+	s := open(t, a, "raw")
+	go io.Copy(s, endless{})
+	<-taken
+	s.Close()
 }
 
 // TestReplacedLinksAreCountedOnce: the limit on links holds however often a
