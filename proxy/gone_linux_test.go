@@ -150,33 +150,3 @@ func TestWatchedConnectionSleeps(t *testing.T) {
 		})
 	}
 }
-
-// The poller forgets a connection that has ended, whether or not it has slept,
-// and one that was refused.
-func TestPollerForgets(t *testing.T) {
-	target := newTarget(t, "", echo)
-	n := newNodes(t, Config{
-		Listeners: []Listener{listenOn(t, KindForward, "127.0.0.1:0"), listenOn(t, KindSOCKS5, "127.0.0.1:0")},
-		Routes:    []Route{routeTo(t, "127.0.0.1:*", Target{Peer: "db"})},
-	}, Config{Services: serviceAt(t, target), Egress: []EgressRule{egressFor(t, "web", "127.0.0.1:*")}})
-	for range 3 {
-		roundTrip(t, dialTo(t, "tcp", n.web.addr(0)), "quick")
-		code, c := exchange(t, n.web.addr(1), socksRequest(1, "127.0.0.1", portOf(t, target)))
-		if code != 0 {
-			t.Fatalf("reply %d", code)
-		}
-		say(t, c, "slow")
-		waitAsleep(t, n.web, n.db)
-		roundTrip(t, c, "end")
-		if code, _ := exchange(t, n.web.addr(1), socksRequest(1, "192.0.2.1", 1)); code == 0 {
-			t.Fatal("there is no such route")
-		}
-	}
-	for _, node := range []*node{n.web, n.db} {
-		eventually(t, "the poller is empty", func() bool {
-			node.poller.mu.Lock()
-			defer node.poller.mu.Unlock()
-			return len(node.poller.wake) == 0 && node.poller.lastID > 0
-		})
-	}
-}

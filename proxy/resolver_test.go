@@ -1,10 +1,14 @@
 package proxy
 
 import (
+	"context"
 	"errors"
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -123,5 +127,32 @@ func replace(t *testing.T, path, text string) {
 	write(t, path+".new", text)
 	if err := os.Rename(path+".new", path); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// An answer that may be older than the hosts file is none, also where the file
+// changed while it was on its way.
+func TestHostsFileChangesDuringALookup(t *testing.T) {
+	server := newDNSServer(t)
+	server.set(func(s *dnsServer) { s.addrs["db.internal."] = "10.0.0.5" })
+	hosts := filepath.Join(t.TempDir(), "hosts")
+	r := newStrictResolver(hosts)
+	changes := false
+	r.net.PreferGo = true
+	r.net.Dial = func(ctx context.Context, _, _ string) (net.Conn, error) {
+		if changes {
+			if err := os.WriteFile(hosts, []byte("10.0.0.6 db.internal\n"), 0o600); err != nil {
+				t.Error(err)
+			}
+		}
+		return new(net.Dialer).DialContext(ctx, "udp", server.addr)
+	}
+	want := []netip.Addr{netip.MustParseAddr("10.0.0.5")}
+	if addrs, err := r.lookup(t.Context(), "ip4", "db.internal"); err != nil || !slices.Equal(addrs, want) {
+		t.Fatalf("without a change: %v, %v", addrs, err)
+	}
+	changes = true
+	if addrs, err := r.lookup(t.Context(), "ip4", "db.internal"); err == nil || !strings.Contains(err.Error(), "changed a moment ago") || addrs != nil {
+		t.Errorf("with a change: %v, %v", addrs, err)
 	}
 }
