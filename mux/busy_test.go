@@ -154,7 +154,8 @@ func TestSkippedLinesAreCountedOnce(t *testing.T) {
 // A narrow connection takes, once it is slow, a kilobyte each 50 ms.
 type narrow struct {
 	net.Conn
-	slow atomic.Bool
+	slow   atomic.Bool
+	pieces atomic.Int64
 
 	mu      sync.Mutex
 	writeBy time.Time
@@ -184,6 +185,7 @@ func (c *narrow) Write(p []byte) (n int, err error) {
 		if c.slow.Load() {
 			piece = min(piece, 1<<10)
 			time.Sleep(50 * time.Millisecond)
+			c.pieces.Add(1)
 		}
 		m, err := c.Conn.Write(p[n : n+piece])
 		n += m
@@ -207,15 +209,23 @@ func TestCloseOnASlowLink(t *testing.T) {
 			return n, err
 		}
 	}, nil)
-	s := open(t, a, "b")
-	<-streams
-	path.Load().slow.Store(true)
-	if _, err := s.Write(make([]byte, 240<<10)); err != nil { // 12 s
-		t.Fatal(err)
+	// Each writer waits while its own bytes are sent, or others' are.
+	var writers sync.WaitGroup
+	for range 8 {
+		s := open(t, a, "b")
+		<-streams
+		writers.Go(func() {
+			for !path.Load().slow.Load() {
+				time.Sleep(time.Millisecond)
+			}
+			s.Write(make([]byte, 60<<10)) // 3 s
+		})
 	}
+	path.Load().slow.Store(true)
+	eventually(t, "much is queued", func() bool { return path.Load().pieces.Load() >= 10 })
 	begun := time.Now()
 	a.Close()
-	t.Logf("closed in %v", time.Since(begun))
+	writers.Wait()
 	if took := time.Since(begun); took > 3*a.timing.closeGrace {
 		t.Fatalf("closed in %v", took)
 	}
