@@ -157,8 +157,8 @@ func (l *loader) checkListener(n *node, out proxy.Listener, at, to position) {
 		l.fail(to, "a forward leads to a peer's service; write to: {peer: NAME, service: NAME}")
 	case login && known && !isLocal(out.Address) && !n.has("users"):
 		l.fail(at, "%s: %v can be reached from other hosts; add users, or listen on 127.0.0.1 or unix:PATH", out.Kind, out.Address)
-	case out.Kind == proxy.KindTransparent && known && out.Address.Network != "tcp":
-		l.fail(at, "transparent: redirected connections come over TCP; write HOST:PORT")
+	case out.Kind == proxy.KindTransparent && out.Address.Network == "unix":
+		l.fail(at, "transparent: redirected connections come over TCP; write HOST:PORT or systemd:NAME")
 	}
 }
 
