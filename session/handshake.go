@@ -43,6 +43,7 @@ type handshake struct {
 	rtt       time.Duration
 	k1, k2    [32]byte // Split: initiator to responder, responder to initiator
 	initiator bool
+	refused   bool // this node has refused the peer, which has proved its key
 }
 
 // Initiate runs the handshake as the initiator with the peer that holds the
@@ -55,7 +56,7 @@ func Initiate(ctx context.Context, conn net.Conn, peer PublicKey, cfg Config) (*
 // Respond runs the handshake as the responder. It returns once message 3 has
 // been read, its key has been authorized and record 0 has been written. On
 // error, conn is closed; when ctx ends, the error is its cause, unless the peer
-// had broken a rule by then.
+// had broken a rule or was refused by then.
 func Respond(ctx context.Context, conn net.Conn, cfg Config) (*Conn, error) {
 	return run(ctx, conn, cfg, func(h *handshake) (*Conn, error) { return h.respond(ctx) })
 }
@@ -80,7 +81,7 @@ func run(ctx context.Context, conn net.Conn, cfg Config, role func(*handshake) (
 	}
 	conn.Close()
 	h.erase()
-	if ended && !isVerdict(err) {
+	if ended && !h.refused && !isVerdict(err) {
 		err = context.Cause(ctx)
 	}
 	return nil, fmt.Errorf("handshake: %w", err)
@@ -89,8 +90,7 @@ func run(ctx context.Context, conn net.Conn, cfg Config, role func(*handshake) (
 // isVerdict tells what the peer did from what the deadline did.
 func isVerdict(err error) bool {
 	var v *Violation
-	var unknown *UnknownKeyError
-	return errors.As(err, &v) || errors.As(err, &unknown) || errors.Is(err, ErrRejected) ||
+	return errors.As(err, &v) || errors.Is(err, ErrRejected) ||
 		errors.Is(err, ErrUnopened) || errors.Is(err, ErrNotFound) || errors.Is(err, ErrNoRoom)
 }
 
@@ -320,11 +320,13 @@ func (h *handshake) decide() (*Conn, error) {
 	door := h.cfg.Door
 	c := h.conclude()
 	if h.cfg.Authorize == nil || !h.cfg.Authorize(c.info.peer) {
+		h.refused = true
 		c.refuse(controlNotFound, door)
 		return nil, c.fail(&UnknownKeyError{c.info.peer})
 	}
 	if door != nil {
 		if err := door.Room(c.info.peer); err != nil {
+			h.refused = true
 			c.refuse("", door)
 			return nil, c.fail(err)
 		}

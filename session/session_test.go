@@ -604,6 +604,35 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+// TestVerdictBeforeTheDeadline: who was refused just before the time was up was
+// refused, and did not time out.
+func TestVerdictBeforeTheDeadline(t *testing.T) {
+	errFull := errors.New("full")
+	ic, rc := configs(t)
+	known := rc.Authorize
+	for name, c := range map[string]struct {
+		authorize func(PublicKey) bool
+		verdict   func(error) bool
+	}{
+		"unknown": {func(PublicKey) bool { return false }, func(err error) bool { return errors.As(err, new(*UnknownKeyError)) }},
+		"no room": {known, func(err error) bool { return errors.Is(err, errFull) }},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			a, b := net.Pipe()
+			defer a.Close()
+			rc.Door, rc.Authorize = &door{room: errFull}, c.authorize
+			ctx, cancel := context.WithTimeout(t.Context(), refusalLinger/2)
+			defer cancel()
+			done := make(chan error)
+			go func() { _, err := Respond(ctx, b, rc); done <- err }()
+			Initiate(t.Context(), stubborn{a}, rc.Key.Public(), ic)
+			if err := <-done; !c.verdict(err) {
+				t.Errorf("%s: %v", name, err)
+			}
+		})
+	}
+}
+
 // TestLingerIsBounded: nor may it go on sending.
 func TestLingerIsBounded(t *testing.T) {
 	ic, rc := configs(t)
