@@ -141,6 +141,30 @@ func TestStaleIsNotDirect(t *testing.T) {
 	}
 }
 
+// A reload forgets no address that a name had, whatever listens.
+func TestReloadForgetsNoAddress(t *testing.T) {
+	for _, kind := range routedKinds {
+		t.Run(string(kind), func(t *testing.T) {
+			dns := &fakeDNS{}
+			dns.set("db.internal", "10.0.0.5")
+			cfg := Config{Routes: sealedThenDirect(t), Resolve: dns.resolve, Listeners: []Listener{listenOn(t, kind, "127.0.0.1:0")}}
+			c := newCrossroads(t, cfg)
+			c.want(t, kind, "10.0.0.5:9002", sealed)
+			dns.set("db.internal", "10.0.0.6")
+			c.want(t, kind, "10.0.0.6:9002", sealed)
+			cfg.Dial = c.dials.dial
+			for range 2 {
+				if err := c.update(cfg); err != nil {
+					t.Fatal(err)
+				}
+				c.want(t, kind, "10.0.0.5:9002", "it had that address")
+				c.want(t, kind, "10.0.0.6:9002", sealed)
+				c.want(t, kind, "10.0.0.7:9002", "10.0.0.7:9002")
+			}
+		})
+	}
+}
+
 // What leads to an address through NAT64 and its like is that address.
 func TestEmbeddedAddressesAreSealed(t *testing.T) {
 	dns := &fakeDNS{}
