@@ -117,6 +117,8 @@ func TestSecondGrantOnABusyLink(t *testing.T) {
 		}
 		g.freed(f, n)
 		eventually(t, "the peer may send again", func() bool {
+			g.writeMu.Lock() // so that the grant is queued, too
+			defer g.writeMu.Unlock()
 			g.mu.Lock()
 			defer g.mu.Unlock()
 			return f.recvCredit > 0
