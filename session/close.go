@@ -32,7 +32,8 @@ func (c *Conn) Close() error {
 	c.closing.Store(true)
 	if c.shut(CloseLimit) {
 		c.transport.SetReadDeadline(time.Unix(1, 0)) // unblock Read
-		c.rx.mu.Lock()                               // that Read is over, and none follows
+		c.rx.mu.Lock()
+		//lint:ignore SA2001 whoever holds it is waited for: that Read is over, and none follows
 		c.rx.mu.Unlock()
 		c.awaitEnd()
 		c.fail(net.ErrClosed)
