@@ -127,10 +127,11 @@ func stopAll(socks []*bound) {
 }
 
 // A socket that is about to close still gives out the connections that the
-// kernel has made: as many as its queue may hold, until none comes for so long.
+// kernel has made, until none comes for one lastCall, or for all lastCalls
+// where apps connect without a pause.
 const (
-	lastCall     = 10 * time.Millisecond
-	maxLastCalls = 4096
+	lastCall  = 10 * time.Millisecond
+	lastCalls = 250 * time.Millisecond
 )
 
 // stop closes the socket and waits for the accept loop. Connections go on.
@@ -151,18 +152,19 @@ func (s *bound) stop() {
 
 type deadliner interface{ SetDeadline(time.Time) error }
 
-// lastCalls takes what waits in a socket that is being stopped.
-func (s *bound) lastCalls() {
-	d, ok := s.Listener.(deadliner)
-	for range maxLastCalls {
-		if !ok || s.fromSystemd() || d.SetDeadline(time.Now().Add(lastCall)) != nil {
+// takeLast takes what waits in a socket that is being stopped.
+func takeLast(l net.Listener, take func(net.Conn)) {
+	d, ok := l.(deadliner)
+	end := time.Now().Add(lastCalls)
+	for now := time.Now(); ok && now.Before(end); now = time.Now() {
+		if d.SetDeadline(now.Add(min(lastCall, end.Sub(now)))) != nil {
 			return
 		}
-		c, err := s.Accept()
+		c, err := l.Accept()
 		if err != nil {
 			return
 		}
-		s.owner.Load().take(c)
+		take(c)
 	}
 }
 
@@ -178,7 +180,9 @@ func (s *bound) isStopped() bool {
 // accept survives errors such as running out of descriptors: it waits a
 // little and goes on.
 func (s *bound) accept() {
-	defer s.lastCalls()
+	if !s.fromSystemd() {
+		defer takeLast(s.Listener, func(c net.Conn) { s.owner.Load().take(c) })
+	}
 	wait := time.Duration(0)
 	for !s.isStopped() {
 		c, err := s.Accept()

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -615,4 +616,36 @@ func TestLastCallsAreServed(t *testing.T) {
 	for _, c := range waiting {
 		roundTrip(t, c, "still served")
 	}
+}
+
+// Apps that connect without a pause keep no socket from closing.
+func TestLastCallsEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		begun, taken := time.Now(), 0
+		takeLast(&steady{every: lastCall / 2}, func(net.Conn) { taken++ })
+		if took := time.Since(begun); took > 2*lastCalls || taken < 2 {
+			t.Errorf("%d connections in %s", taken, took)
+		}
+	})
+}
+
+// steady is a socket to which somebody connects again and again.
+type steady struct {
+	net.Listener
+	every    time.Duration
+	deadline time.Time
+}
+
+func (l *steady) SetDeadline(t time.Time) error {
+	l.deadline = t
+	return nil
+}
+
+func (l *steady) Accept() (net.Conn, error) {
+	if time.Until(l.deadline) < l.every {
+		time.Sleep(time.Until(l.deadline))
+		return nil, os.ErrDeadlineExceeded
+	}
+	time.Sleep(l.every)
+	return nil, nil
 }
