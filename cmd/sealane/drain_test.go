@@ -106,6 +106,7 @@ func askAndStop(t *testing.T, near, far *sidecar) net.Conn {
 // TestDrainDeliversTheAnswer: an exit that is told to stop stays until its peer
 // has the answers that have ended here.
 func TestDrainDeliversTheAnswer(t *testing.T) {
+	t.Parallel()
 	answer := make([]byte, 1_500_000)
 	rand.NewChaCha8([32]byte{1}).Read(answer)
 	near, far := slowPair(t, answer, "")
@@ -122,6 +123,7 @@ func TestDrainDeliversTheAnswer(t *testing.T) {
 
 // TestDrainSaysWhatWasNotDelivered: one that has no time for that says so.
 func TestDrainSaysWhatWasNotDelivered(t *testing.T) {
+	t.Parallel()
 	near, far := slowPair(t, make([]byte, 1_500_000), "timeouts: {drain: 100ms}\n")
 	c := askAndStop(t, near, far)
 	if n, err := io.Copy(io.Discard, c); err == nil && n != 1_500_000 {

@@ -52,6 +52,7 @@ func hasIPv6() bool {
 // overlap, and trade ports, in reloads that leave connections alone and lead to
 // what a start does.
 func TestReloadAddresses(t *testing.T) {
+	t.Parallel()
 	if !hasIPv6() {
 		t.Skip("no IPv6 here")
 	}

@@ -159,6 +159,7 @@ func (s *sidecar) reload() {
 
 // TestReloadUnderLoad: twenty reloads under 200 busy connections hurt none.
 func TestReloadUnderLoad(t *testing.T) {
+	t.Parallel()
 	near, far := pair(t, "")
 	l := newLoad(t, near.forward())
 	l.lasting(200)
@@ -186,6 +187,7 @@ func TestReloadUnderLoad(t *testing.T) {
 // that dials, under load and without an error: the peer lists the next key,
 // the node switches, and once no link is left on the old key the peer drops it.
 func TestRotation(t *testing.T) {
+	t.Parallel()
 	near, far := pair(t, "")
 	l := newLoad(t, near.forward())
 	l.short(8)

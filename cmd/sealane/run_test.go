@@ -546,6 +546,7 @@ func TestReloadIdentity(t *testing.T) {
 // TestWatch updates the config as Kubernetes updates a ConfigMap: the files are
 // symlinks through a folder that is a symlink, which is swapped.
 func TestWatch(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	key := newKey(t)
 	write(t, filepath.Join(dir, "node.key"), string(key.PEM()), 0o600)
