@@ -291,6 +291,7 @@ func (c *sipping) Read(p []byte) (int, error) {
 // TestCloseWaitsForTheKernel: what the kernel has taken and not yet sent is
 // lost if the socket is closed and something comes from the peer after that.
 func TestCloseWaitsForTheKernel(t *testing.T) {
+	t.Parallel()
 	a, b := tcpPair(t)
 	b.(*net.TCPConn).SetReadBuffer(64 << 10)
 	a.(*net.TCPConn).SetWriteBuffer(2 << 20)

@@ -82,6 +82,7 @@ func TestBuffersDoNotMix(t *testing.T) {
 // TestNothingAfterTheEnd: once the session has ended, Read gives no byte, not
 // even of a record that was opened before.
 func TestNothingAfterTheEnd(t *testing.T) {
+	t.Parallel()
 	for name, end := range map[string]func(c *Conn){
 		"Abort": func(c *Conn) { c.Abort(nil) },
 		"Close": func(c *Conn) { c.Close() },
