@@ -283,6 +283,31 @@ func TestOpensLeaveWithTheLink(t *testing.T) {
 	}
 }
 
+// TestNothingIsOpenedBehindGoAway: not even while only the guard knows of it,
+// and there are places.
+func TestNothingIsOpenedBehindGoAway(t *testing.T) {
+	a, b := pair(t, echo, nil, nil)
+	open(t, a, "b").Close()
+	l := a.allLinks()[0]
+	l.peerLeft()
+	frame, err := appendOpen(nil, toEcho)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 100 {
+		if err := l.peer.acquireStream(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := l.request(testContext(t), frame); !errors.Is(err, errGoAway) {
+			t.Fatalf("the request ended with %v", err)
+		}
+	}
+	if n := len(l.guard.opens); n != 0 {
+		t.Errorf("%d places are lost", n)
+	}
+	eventually(t, "no stream is counted", func() bool { return a.streams.Load() == 0 && b.streams.Load() == 0 })
+}
+
 // TestRollingRestarts: two nodes behind one name end one after the other, each
 // as soon as it has drained, and others take their places. No stream is lost
 // that was opened meanwhile, however many wait for their answers.

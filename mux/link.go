@@ -302,7 +302,7 @@ func (l *link) opener() {
 }
 
 func (l *link) openOne(frame []byte) (*Stream, error) {
-	ys, err := l.ys.OpenStream()
+	ys, err := l.openYamux()
 	if err != nil {
 		// Dead, left by the peer, or out of ids after 2^31 streams.
 		l.retire()
@@ -323,6 +323,16 @@ func (l *link) openOne(frame []byte) (*Stream, error) {
 		return nil, l.unanswered(err)
 	}
 	return s, nil
+}
+
+// openYamux opens no stream behind a go away that this node has read (SPEC.md
+// section 7). The streams that the peer closes behind it give their places back
+// before yamux is told, and whoever got one would wait for the peer to refuse it.
+func (l *link) openYamux() (*yamux.Stream, error) {
+	if !l.usable() {
+		return nil, yamux.ErrRemoteGoAway
+	}
+	return l.ys.OpenStream()
 }
 
 // unanswered is the error of a stream that ended before its answer: of one
