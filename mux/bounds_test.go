@@ -419,6 +419,7 @@ func TestMemoryTakesOnlyTheLargest(t *testing.T) {
 // TestFewerLinks: a configuration with fewer links retires the others. Their
 // streams finish, no new ones come, and then they are closed.
 func TestFewerLinks(t *testing.T) {
+	t.Parallel()
 	a, b := pair(t, echo, func(c *Config) { c.Peers[0].Links = 4 }, nil)
 	links := func(n int) {
 		t.Helper()

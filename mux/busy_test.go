@@ -201,6 +201,7 @@ func (c *narrow) Write(p []byte) (n int, err error) {
 // TestCloseOnASlowLink: a node that ends gives what is queued a moment, and not
 // as long as a slow peer takes.
 func TestCloseOnASlowLink(t *testing.T) {
+	t.Parallel()
 	handler, streams := accepted()
 	var path atomic.Pointer[narrow]
 	a, _ := pair(t, handler, func(c *Config) {
@@ -236,6 +237,7 @@ func TestCloseOnASlowLink(t *testing.T) {
 // TestPeerThatOnlyTakes: a link whose peer sends nothing for a while, but
 // acknowledges what it gets, is not dead.
 func TestPeerThatOnlyTakes(t *testing.T) {
+	t.Parallel()
 	taken, nodes := make(chan struct{}), make(chan *node, 1)
 	a := rawResponder(t, nil, func(i int, l *rawLink) {
 		l.each(func(h yamuxHeader, body []byte) {

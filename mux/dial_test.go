@@ -221,6 +221,7 @@ func TestEachLinkIsRedialedSoon(t *testing.T) {
 // TestNewLinksBesideDrainingOnes: with a new key each address gets a new link,
 // while the old ones still have streams.
 func TestNewLinksBesideDrainingOnes(t *testing.T) {
+	t.Parallel()
 	ka, next := newKey(t), newKey(t)
 	kb := newKey(t)
 	peer := Peer{Name: "b", Keys: []session.PublicKey{kb.Public()}}

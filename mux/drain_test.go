@@ -51,6 +51,7 @@ func answeredStreams(t *testing.T, a *node, streams chan *Stream, count, n int) 
 
 // TestDrainWaitsUntilThePeerHasIt: END that is only queued is no end.
 func TestDrainWaitsUntilThePeerHasIt(t *testing.T) {
+	t.Parallel()
 	handler, streams := accepted()
 	a, b := slowPair(t, 600<<10, handler)
 	nears, want := answeredStreams(t, a, streams, 8, 250<<10) // each may send 256 KiB at once
@@ -69,6 +70,7 @@ func TestDrainWaitsUntilThePeerHasIt(t *testing.T) {
 // TestDrainCountsWhatThePeerLacks: at its deadline a drain ends, and says how
 // many streams it cannot answer for.
 func TestDrainCountsWhatThePeerLacks(t *testing.T) {
+	t.Parallel()
 	handler, streams := accepted()
 	a, b := slowPair(t, 100<<10, handler)
 	answeredStreams(t, a, streams, 8, 250<<10)
@@ -180,6 +182,7 @@ func TestDrainDoesNotCountWhatThePeerGaveUp(t *testing.T) {
 // TestReplacedLinkWaitsUntilThePeerHasIt: a link that another one replaces is
 // closed when its streams have arrived.
 func TestReplacedLinkWaitsUntilThePeerHasIt(t *testing.T) {
+	t.Parallel()
 	handler, streams := accepted()
 	a, b := slowPair(t, 800<<10, handler)
 	nears, want := answeredStreams(t, a, streams, 8, 250<<10)

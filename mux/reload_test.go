@@ -174,6 +174,7 @@ func TestRemovedDuringTheHandshake(t *testing.T) {
 // TestLinkOfADrainingNode: a link that comes up when a drain has begun tells
 // the peer to open no streams, and the drain does not wait for it.
 func TestLinkOfADrainingNode(t *testing.T) {
+	t.Parallel()
 	b, conn := duringHandshake(t, func(b *node) { b.Leave() }, func() {})
 	conn.SetReadDeadline(time.Now().Add(deadline))
 	var got []byte

@@ -149,6 +149,7 @@ func TestAGreedyPeerTakesItsOwnLinks(t *testing.T) {
 // TestRefusedLinksAreDialedSeldom: a peer that takes no more links is dialed
 // ever later, and the refusals do not count as links.
 func TestRefusedLinksAreDialedSeldom(t *testing.T) {
+	t.Parallel()
 	key := newKey(t)
 	b := newTimedNode(t, defaultTiming, newKey(t), []Peer{{Name: "a", Keys: []session.PublicKey{key.Public()}}}, func(c *Config) { c.Links = 1 })
 	held, err := dialLinks(t, 1, key, b)
