@@ -13,6 +13,8 @@ type pipe struct {
 	changed sync.Cond
 
 	segments []segment // written and not read
+	arrived  int       // of those, the first so many can be read: arrivals are in order
+	have     int       // bytes of theirs
 	size     int       // bytes in them
 	pos      int64     // bytes that were read
 	lastAt   time.Time // when the last segment arrives
@@ -134,6 +136,7 @@ func (d *pipe) fail(err error) {
 	}
 	clear(d.segments[kept:])
 	d.segments = d.segments[:kept]
+	d.arrived, d.have = kept, d.size
 	d.stalled, d.hole = time.Time{}, false
 	d.changed.Broadcast()
 }
@@ -154,17 +157,14 @@ func (d *pipe) ready(now time.Time) (n int, next time.Duration) {
 	if from.After(now) {
 		return 0, from.Sub(now)
 	}
-	have := 0
-	for _, s := range d.segments {
-		if s.at.After(now) {
-			break
-		}
-		have += len(s.bytes)
+	for d.arrived < len(d.segments) && !d.segments[d.arrived].at.After(now) {
+		d.have += len(d.segments[d.arrived].bytes)
+		d.arrived++
 	}
-	if have == 0 {
+	if d.have == 0 {
 		return 0, 0
 	}
-	return d.piece(have), 0
+	return d.piece(d.have), 0
 }
 
 // manyPieces is how many pieces of a pipe are small: what comes then is to end
@@ -206,6 +206,7 @@ func (d *pipe) take(p []byte) (n int) {
 		if s.bytes = s.bytes[m:]; len(s.bytes) == 0 {
 			s.bytes = nil
 			d.segments = d.segments[1:]
+			d.arrived--
 		}
 	}
 	if d.tamper && n > 0 {
@@ -213,6 +214,7 @@ func (d *pipe) take(p []byte) (n int) {
 		p[d.pair.draw.IntN(n)] ^= byte(d.pair.draw.between(1, 255))
 	}
 	d.size -= n
+	d.have -= n
 	d.pos += int64(n)
 	d.edges.read(d.pos)
 	if d.pair.draw.chance(d.pair.net.plan.Late) {
