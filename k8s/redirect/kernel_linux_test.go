@@ -1,6 +1,7 @@
 package redirect
 
 import (
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -53,6 +54,9 @@ func runTests(m *testing.M) int {
 	must(err)
 	self = filepath.Join(dir, "redirect.test")
 	must(os.WriteFile(self, binary, 0o755))
+	// The tests wait for the kernel's timers, in namespaces of their own, and hardly work. -parallel on the command line
+	// still counts: it is read later.
+	must(flag.Set("test.parallel", "8"))
 	return m.Run()
 }
 
