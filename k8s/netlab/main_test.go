@@ -4,6 +4,7 @@ package netlab_test
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -73,6 +74,9 @@ func runTests(m *testing.M) (code int) {
 			must(fmt.Errorf("building sealane: %w\n%s", err, out))
 		}
 	}
+	// The tests wait, in namespaces of their own, and hardly work. -parallel on the command line still counts: it is read
+	// later.
+	must(flag.Set("test.parallel", "8"))
 	if code = m.Run(); code == 0 {
 		if err := goleak.Find(); err != nil {
 			fmt.Println(err)

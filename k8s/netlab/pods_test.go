@@ -32,8 +32,10 @@ type lab struct {
 	mark            string // the app's sidecar sets it, and may; "" for none
 }
 
+// newLab makes the pods. Whoever has a lab shares nothing with the others, so its test runs beside theirs.
 func newLab(t *testing.T) *lab {
 	t.Helper()
+	t.Parallel()
 	netlab.Need(t, "ip", "nft", "setpriv", "curl")
 	l := &lab{t: t, app: netlab.NewHost(t), router: netlab.NewHost(t), db: netlab.NewHost(t)}
 	netlab.Join(l.app, "eth0", []string{app4 + "/24", app6 + "/64"}, l.router, "app", []string{"10.1.0.1/24", "fd01::1/64"})
@@ -180,9 +182,9 @@ func (l *lab) startMariaDB() {
 	l.t.Helper()
 	data := l.userDir("mariadb")
 	l.db.Run(asUser(serverUID, "mariadb-install-db", "--no-defaults", "--datadir="+data, "--auth-root-authentication-method=normal",
-		"--skip-test-db", "--skip-name-resolve")...)
+		"--skip-test-db", "--skip-name-resolve", "--debug-no-sync")...)
 	p := l.db.Start(asUser(serverUID, "mariadbd", "--no-defaults", "--datadir="+data, "--socket="+data+"/socket",
-		"--pid-file="+data+"/pid", "--bind-address=*", "--skip-grant-tables", "--skip-networking=0", "--skip-name-resolve", "--port=3306")...)
+		"--pid-file="+data+"/pid", "--bind-address=*", "--skip-grant-tables", "--skip-networking=0", "--skip-name-resolve", "--debug-no-sync", "--port=3306")...)
 	p.Expect("ready for connections", time.Minute)
 }
 

@@ -123,10 +123,13 @@ func (l *lab) refusals(t *testing.T, app, db *netlab.Process) {
 		}
 		try.by.Expect(reason, 10*time.Second)
 	}
+	guarded := map[string]*netlab.Process{}
 	for _, to := range []string{db4 + ":8080", "[" + db6 + "]:5432"} {
-		out, err := l.router.Try("curl", "-sS", "--connect-timeout", "2", "http://"+to)
-		if err == nil || err.Error() != curlTimedOut {
-			t.Errorf("plaintext to a guarded port, %s: got %v, want it dropped\n%s", to, err, out)
+		guarded[to] = l.router.Start("curl", "-sS", "--connect-timeout", "2", "http://"+to)
+	}
+	for to, curl := range guarded {
+		if err := curl.Wait(20 * time.Second); err == nil || err.Error() != curlTimedOut {
+			t.Errorf("plaintext to a guarded port, %s: got %v, want it dropped\n%s", to, err, curl.Output())
 		}
 	}
 }
