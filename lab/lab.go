@@ -4,7 +4,8 @@
 // data flows.
 //
 // SEALANE_LAB=long gives the tests their full sizes; otherwise they take a few
-// seconds. What is missing is a reason to skip, except where CI is set.
+// seconds each, and fewer still where CI is not set. What is missing is a reason
+// to skip, except where CI is set.
 package lab
 
 import (
@@ -30,6 +31,10 @@ import (
 
 // Long reports whether the tests run at their full sizes.
 func Long() bool { return os.Getenv("SEALANE_LAB") == "long" }
+
+// Quick reports whether somebody waits for the tests while they work, so that
+// what takes long is left to CI.
+func Quick() bool { return os.Getenv("CI") == "" && !Long() }
 
 // Need finds programs. Debian keeps PostgreSQL's and nginx's servers outside
 // the search path.

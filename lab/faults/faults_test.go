@@ -260,6 +260,9 @@ func TestFaults(t *testing.T) {
 		if i%32 == 8 {
 			name = seldom[i/32%len(seldom)]
 		}
+		if name == "blackhole" && lab.Quick() {
+			name = "far stops" // a blackhole takes near 10 s to notice
+		}
 		faults[name]()
 		counts[name]++
 		r.wait(time.Duration(50+r.random.IntN(150)) * time.Millisecond)
@@ -284,6 +287,9 @@ func TestFaults(t *testing.T) {
 // TestZeroWindow stops reading all links at once and injects nothing after it:
 // the sidecars have to notice by themselves, and so does every app.
 func TestZeroWindow(t *testing.T) {
+	if lab.Quick() {
+		t.Skip("skips here: takes 22 s; runs where CI is set")
+	}
 	r := newRig(t)
 	stop := make(chan struct{})
 	load := r.load(stop)
