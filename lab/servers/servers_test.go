@@ -99,8 +99,11 @@ func TestPostgres(t *testing.T) {
 	}
 
 	seconds := "3"
-	if lab.Long() {
+	switch {
+	case lab.Long():
 		seconds = "20"
+	case lab.Quick():
+		seconds = "1"
 	}
 	lab.Run(t, through, "pgbench", "-i", "-s", "5", "-q")
 	out := lab.Run(t, through, "pgbench", "-c", "8", "-j", "2", "-T", seconds)
