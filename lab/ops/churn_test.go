@@ -18,7 +18,7 @@ import (
 func churnTime(t *testing.T) time.Duration {
 	s := os.Getenv("SEALANE_CHURN")
 	if s == "" {
-		return size(3*time.Second, time.Minute)
+		return quick(time.Second, size(3*time.Second, time.Minute))
 	}
 	d, err := time.ParseDuration(s)
 	if err != nil {
@@ -74,6 +74,7 @@ func (n *node) settles(baseline usage) usage {
 // TestChurn opens connections and finishes, half-closes, resets and abandons
 // them. Nothing of them stays.
 func TestChurn(t *testing.T) {
+	beside(t)
 	p := newPair(t)
 	p.start("log: {level: warn}\n", "log: {level: warn}\n")
 	// Pools and caches fill once, and belong to the baseline.

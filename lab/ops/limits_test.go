@@ -24,6 +24,7 @@ const socketBuffer = 64 << 10
 // TestSlowReaders pushes much at many streams whose ends never read, in both
 // directions, beside a healthy one.
 func TestSlowReaders(t *testing.T) {
+	beside(t)
 	p := newPair(t)
 	memory, count, push := size(16, 64), size(100, 1000), int64(size(8<<20, 64<<20))
 	limits := "limits: {memory: " + size("16MiB", "64MiB") + "}\n"

@@ -3,6 +3,7 @@ package ops
 import (
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -18,7 +19,17 @@ import (
 	"github.com/sealane/sealane/lab"
 )
 
-func TestMain(m *testing.M) { lab.Main(m) }
+// The tests that may run beside others wait for sidecars more than they work,
+// in their quick form. -parallel on the command line still counts: it is read
+// later.
+func TestMain(m *testing.M) {
+	if lab.Quick() {
+		if err := flag.Set("test.parallel", "8"); err != nil {
+			panic(err)
+		}
+	}
+	lab.Main(m)
+}
 
 // size picks the size of a test's form.
 func size[T any](short, long T) T {
@@ -26,6 +37,22 @@ func size[T any](short, long T) T {
 		return long
 	}
 	return short
+}
+
+// quick picks what is less where somebody waits for the tests.
+func quick[T any](less, usual T) T {
+	if lab.Quick() {
+		return less
+	}
+	return usual
+}
+
+// beside lets a test run beside others where somebody waits for the tests. In
+// CI it has the machine to itself, and what it logs is a measurement.
+func beside(t *testing.T) {
+	if lab.Quick() {
+		t.Parallel()
+	}
 }
 
 // transferLimit is when an app must know, on a loaded machine too.

@@ -86,7 +86,7 @@ func TestKeyRotation(t *testing.T) {
 	p := newPair(t)
 	p.start("", "")
 	nextNear, nextFar := lab.Key(t, p.near.dir+"/next-near.key"), lab.Key(t, p.near.dir+"/next-far.key")
-	done := load(t, &p.tally, p.transfers, size(8, 32), 64<<10)
+	done := load(t, &p.tally, p.transfers, quick(2, size(8, 32)), 64<<10)
 	streams := keepBusy(t, p.echoes, 10, 4096)
 
 	rotate := func(name string, steps ...func()) {
