@@ -255,7 +255,7 @@ func (n *node) forget() {
 }
 
 // drainTime is more than an app takes that is alive.
-const drainTime = 10 * time.Minute
+const drainTime = patience
 
 // drain ends a process as TERM does, and starts it again.
 func (p *process) drain() {
