@@ -73,10 +73,22 @@ func NewHost(t testing.TB) *Host {
 	t.Helper()
 	Need(t, "ip")
 	h := &Host{t: t, name: fmt.Sprintf("sealane-%d-%d", os.Getpid(), hosts.Add(1))}
-	ip(t, "netns", "add", h.name)
+	h.add()
 	t.Cleanup(func() { ip(t, "netns", "del", h.name) })
 	h.Run("ip", "link", "set", "lo", "up")
 	return h
+}
+
+// add makes the namespace from within another, which lasts as long as the command, to give it a table of connections of
+// its own where the kernel can (Linux 6.1). Else whoever lists the host's connections walks the machine's whole table,
+// which is most of what tests would do.
+func (h *Host) add() {
+	h.t.Helper()
+	cmd := exec.Command("sh", "-ec", `s=/proc/sys/net/ipv4/tcp_child_ehash_entries; [ ! -w $s ] || echo 16384 >$s; exec ip netns add "$0"`, h.name)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		h.t.Fatalf("ip netns add %s: %v\n%s", h.name, err, out)
+	}
 }
 
 // Join puts a cable between two hosts: the interface on each gets the name and addresses given. IPv6 addresses are
