@@ -93,8 +93,10 @@ func (w *watcher) hear(msgs []netlink.Message) (news bool) {
 			continue
 		}
 		news = true
-		if plainName(names[unix.NFTA_SET_NAME]) == endingSet {
-			w.ending = m.Header.Type&0xff == unix.NFT_MSG_NEWSET
+		// The set comes after all others of its table, and its elements and its end say nothing: those of a table that was
+		// removed may all be heard before the first look.
+		if m.Header.Type&0xff == unix.NFT_MSG_NEWSET {
+			w.ending = plainName(names[unix.NFTA_SET_NAME]) == endingSet
 		}
 	}
 	return news
