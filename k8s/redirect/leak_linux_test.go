@@ -503,9 +503,10 @@ func TestUpBesideAWatch(t *testing.T) {
 		if err := up.Wait(time.Minute); err != nil {
 			t.Errorf("up: %v, it printed\n%s", err, up.Output())
 		}
-		if show := p.redirect(t, "show"); strings.Count(show, "redirect to :15006") != 1 {
-			t.Errorf("what is in force does not redirect:\n%s", show)
-		}
+		// The flush may have come last, and the watch needs a moment.
+		netlab.Eventually(t, 20*time.Second, "the rules to redirect", func() bool {
+			return strings.Count(p.redirect(t, "show"), "redirect to :15006") == 1
+		})
 	}
 }
 
