@@ -168,7 +168,19 @@ func dialKernel() (*nftables.Conn, error) {
 // elements for a moment. Hence the sets come first, in a batch of their own and under names of their own, then the rules
 // in the chains that are there are replaced, and then the old sets go. A process that is killed on the way leaves the
 // old rules or the new ones, and a few sets that the next one takes away.
+//
+// Another program may flush all tables between two steps: what the next step builds on is then gone, and install begins
+// anew. Where it is the kernel that lacks something, the last attempt says so.
 func install(rs *ruleset) error {
+	const attempts = 5
+	for i := 1; ; i++ {
+		if err := installOnce(rs); i == attempts || !errors.Is(err, unix.ENOENT) {
+			return err
+		}
+	}
+}
+
+func installOnce(rs *ruleset) error {
 	now, err := installed()
 	if err != nil {
 		return err
