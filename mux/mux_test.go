@@ -3,6 +3,7 @@ package mux
 import (
 	"bytes"
 	"context"
+	"flag"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -16,7 +17,10 @@ import (
 	"github.com/sealane/sealane/session"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	flag.Set("test.parallel", "8") // those that say so wait more than they work
+	goleak.VerifyTestMain(m)
+}
 
 // fastTiming is defaultTiming for a test that waits for timers.
 func fastTiming() timing {
