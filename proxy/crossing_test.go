@@ -77,6 +77,7 @@ var routedKinds = []Kind{KindTransparent, KindSOCKS5, KindConnect}
 
 // An address goes direct only if it is known that it belongs to no name ahead.
 func TestUnknownIsNotDirect(t *testing.T) {
+	t.Parallel()
 	unknown := "route db.internal:9002 comes before the direct one, and whether 10.0.0.9 is an address of db.internal is unknown: "
 	for name, tt := range map[string]struct {
 		fail     error
@@ -113,6 +114,7 @@ func TestUnknownIsNotDirect(t *testing.T) {
 // What a name resolved to is no answer later: every connection has a lookup
 // of its own time.
 func TestStaleIsNotDirect(t *testing.T) {
+	t.Parallel()
 	for _, kind := range routedKinds {
 		t.Run(string(kind), func(t *testing.T) {
 			dns := &fakeDNS{}
@@ -143,6 +145,7 @@ func TestStaleIsNotDirect(t *testing.T) {
 
 // A reload forgets no address that a name had, whatever listens.
 func TestReloadForgetsNoAddress(t *testing.T) {
+	t.Parallel()
 	for _, kind := range routedKinds {
 		t.Run(string(kind), func(t *testing.T) {
 			dns := &fakeDNS{}
@@ -217,6 +220,7 @@ func TestAddressesAreForgotten(t *testing.T) {
 // A direct route for a range is as closed as one for everything while a name
 // ahead of both may have the address.
 func TestUnknownIsNotDirectByRange(t *testing.T) {
+	t.Parallel()
 	dns := &fakeDNS{}
 	dns.set("db.internal", "10.0.0.5")
 	c := newCrossroads(t, Config{
@@ -525,6 +529,7 @@ func (s *dnsServer) lookup(strict bool) lookupFunc {
 // The same over UDP, through a SOCKS5 listener: whatever a name server does,
 // or somebody in front of it, no address of the name gets plaintext.
 func TestDNSOverUDP(t *testing.T) {
+	t.Parallel()
 	server := newDNSServer(t)
 	server.set(func(s *dnsServer) { s.addrs["db.internal."] = "10.0.0.5" })
 	c := newCrossroads(t, Config{

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -23,7 +24,10 @@ import (
 	"github.com/sealane/sealane/mux"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	flag.Set("test.parallel", "8") // those that say so wait more than they work
+	goleak.VerifyTestMain(m)
+}
 
 // patience bounds every wait in these tests. It is long: the machine may be busy.
 const patience = 20 * time.Second

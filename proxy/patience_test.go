@@ -39,6 +39,7 @@ func hastyNodes(t *testing.T, w waits, dial time.Duration) (*pairOfNodes, string
 // What bounds a request, its answer or a dial does not bound the connection
 // behind it, in either direction.
 func TestNothingOutlivesTheHandshake(t *testing.T) {
+	t.Parallel()
 	const limit = 400 * time.Millisecond
 	n, _ := hastyNodes(t, waits{request: limit, linger: limit}, limit)
 	plain := newTarget(t, "", echo)

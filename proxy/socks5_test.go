@@ -186,6 +186,7 @@ func TestSOCKS5ReplyPerStatus(t *testing.T) {
 }
 
 func TestSOCKS5TimedOut(t *testing.T) {
+	t.Parallel()
 	dns := &fakeDNS{}
 	dns.set("slow.test", "192.0.2.1")
 	n := socksNodes(t, dns)

@@ -301,6 +301,7 @@ func isTimeout(err error) bool {
 // An app that dies while nothing is read from it, because it had ended its
 // direction or because its bytes are stuck, is noticed by the sweeper.
 func TestDeadAppIsSwept(t *testing.T) {
+	t.Parallel()
 	stop := make(chan struct{})
 	n := forwardNodes(t, newTarget(t, "", func(c net.Conn) { <-stop }), Timeouts{})
 	defer close(stop)
