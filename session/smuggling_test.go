@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -96,9 +97,9 @@ func (l *live) inject(t *testing.T, raw []byte) {
 	}
 }
 
-// wantEnd asserts that the link ends for that rule, at both ends, and that
-// the victim's app gets data and then not a byte more.
-func (l *live) wantEnd(t *testing.T, data string, rule Rule) {
+// wantEnd asserts that the link ends for one of the rules, at both ends, and
+// that the victim's app gets data and then not a byte more.
+func (l *live) wantEnd(t *testing.T, data string, rules ...Rule) {
 	t.Helper()
 	type result struct {
 		data []byte
@@ -115,8 +116,8 @@ func (l *live) wantEnd(t *testing.T, data string, rule Rule) {
 		if string(got.data) != data {
 			t.Errorf("%q was delivered, want %q", got.data, data)
 		}
-		if ruleOf(got.err) != rule {
-			t.Errorf("%v, want a violation of %s", got.err, rule)
+		if !slices.Contains(rules, ruleOf(got.err)) {
+			t.Errorf("%v, want a violation of one of %v", got.err, rules)
 		}
 	case <-time.After(patience):
 		t.Fatal("the victim goes on reading")
@@ -126,7 +127,7 @@ func (l *live) wantEnd(t *testing.T, data string, rule Rule) {
 	case <-time.After(patience):
 		t.Fatal("the link goes on")
 	}
-	if _, err := l.victim.Write([]byte("x")); ruleOf(err) != rule {
+	if _, err := l.victim.Write([]byte("x")); !slices.Contains(rules, ruleOf(err)) {
 		t.Errorf("write after the violation: %v", err)
 	}
 	l.evil.SetReadDeadline(time.Now().Add(patience))
@@ -327,12 +328,18 @@ func TestRecordsOutOfPlace(t *testing.T) {
 }
 
 // TestSplicedWire takes raw bytes, as an attacker on the wire sees them, from
-// one link to another.
+// one link to another. In gzip they point back into the other link's texts: an
+// iv of which a part stood at the end of the payload before is another one
+// here, about once in 64 times.
 func TestSplicedWire(t *testing.T) {
-	for _, transform := range []string{TransformJSON, TransformPacked, TransformGzip} {
+	for transform, rules := range map[string][]Rule{
+		TransformJSON:   {RuleOpen},
+		TransformPacked: {RuleOpen},
+		TransformGzip:   {RuleOpen, RuleNumber},
+	} {
 		inEachLife(t, transform, func(l, other *live) {
 			l.inject(t, other.wire(other.text("of another link")))
-			l.wantEnd(t, "", RuleOpen)
+			l.wantEnd(t, "", rules...)
 		})
 	}
 }
