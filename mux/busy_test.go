@@ -281,8 +281,6 @@ func TestReplacedLinksAreCountedOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, "two are left", func() bool { return len(b.Status()[0].Links) <= 2 })
-	if n := len(b.Status()[0].Links); n != 2 {
-		t.Errorf("%d links", n)
-	}
+	// The last handshakes may still be ending here when their initiators are done.
+	eventually(t, "two are left", func() bool { return len(b.Status()[0].Links) == 2 })
 }
