@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"errors"
+	"fmt"
 	"io"
 	"regexp"
 	"slices"
@@ -266,37 +267,119 @@ func FuzzChoice(f *testing.F) {
 	})
 }
 
-// FuzzResponder: only the recorded initiator gets through, nobody gets more
+// A fuzzedRole are the handshake vectors of one role, and the nodes that they are
+// for: those differ in what they agree to, and have the same keys.
+type fuzzedRole struct {
+	vectors []*vector
+	nodes   []*vector // the first vector of each node
+	good    map[string][][]byte
+}
+
+func fuzzRole(f *testing.F, kind string) *fuzzedRole {
+	r := &fuzzedRole{good: make(map[string][][]byte)}
+	for _, v := range sorted(readVectors(f)) {
+		if v.get("kind") != kind {
+			continue
+		}
+		r.vectors = append(r.vectors, v)
+		if r.nodeOf(v) == len(r.nodes) {
+			r.nodes = append(r.nodes, v)
+		}
+		r.good[v.get("expect")] = append(r.good[v.get("expect")], v.wire)
+	}
+	return r
+}
+
+// nodeOf is the index of a vector's node, or one more than the last.
+func (r *fuzzedRole) nodeOf(v *vector) int {
+	i := slices.IndexFunc(r.nodes, func(w *vector) bool {
+		for _, name := range []string{"offers-transform", "prefers-cipher", "wants-padding", "seen-ephemeral"} {
+			if v.get(name) != w.get(name) {
+				return false
+			}
+		}
+		return true
+	})
+	if i < 0 {
+		return len(r.nodes)
+	}
+	return i
+}
+
+// recorded tells whether the bytes begin as those of a vector that ends so.
+func (r *fuzzedRole) recorded(expect string, wire []byte) bool {
+	return slices.ContainsFunc(r.good[expect], func(good []byte) bool { return bytes.HasPrefix(wire, good) })
+}
+
+// forgeable are both ends of a node's handshake.
+func (v *vector) forgeable() (ic, rc Config) {
+	return nodes(v.get("offers-transform"), v.get("prefers-cipher"), int(v.number("wants-padding")))
+}
+
+// What bytes a fuzz target is given.
+const (
+	fuzzWire     = iota // all that comes
+	fuzzPayload         // the payload of a message 1, or 2, that authenticates
+	fuzzPayload3        // that of a message 3 behind a good message 1
+	fuzzKinds
+)
+
+// forgeFirst makes a message 1, or 1 and 3, with a payload that authenticates.
+func forgeFirst(t testing.TB, v *vector, kind byte, payload []byte) []byte {
+	ic, rc := v.forgeable()
+	initiator := forgeInitiator(t, ic, rc.Key.Public())
+	if kind == fuzzPayload {
+		return initiator.message1(t, append(payload, make([]byte, max(0, payload1Len-len(payload)))...)[:payload1Len])
+	}
+	one := initiator.honest1(t)
+	return append(one, initiator.message3(t, forgeMessage2(t, rc, one, "", nil), payload)...)
+}
+
+// FuzzResponder: only a recorded initiator gets through, nobody gets more
 // than one clear response, every refusal names a rule, and what follows a share
 // is answered as if that share were anybody's.
 func FuzzResponder(f *testing.F) {
-	ic, rc, texts, _ := messages(f, TransformJSON, cipherAES)
-	good := append(bytes.Clone(texts[0]), texts[2]...)
-	kemKey := forgeInitiator(f, ic(), rc().Key.Public()).kem.EncapsulationKey().Bytes()
-	foreign := forgeInitiator(f, ic(), newKey(f).Public()).honest1(f)
+	role := fuzzRole(f, "responder")
+	ic, rc := role.nodes[0].forgeable()
+	foreign := forgeInitiator(f, ic, newKey(f).Public()).honest1(f)
+	ic, _ = role.nodes[0].forgeable()
+	kemKey := forgeInitiator(f, ic, rc.Key.Public()).kem.EncapsulationKey().Bytes()
 	addSeeds(f, func(add func(...any)) {
-		add(false, good)
-		add(false, append(bytes.Clone(foreign), texts[2]...))
-		add(false, texts[0])
-		add(false, append(bytes.Clone(texts[0]), container.BadRequest...))
-		add(false, []byte(container.BadRequest))
-		for _, text := range badOffers() {
-			add(true, payload1(kemKey, text))
+		for _, v := range role.vectors {
+			add(byte(role.nodeOf(v)), byte(fuzzWire), v.wire)
 		}
-		add(true, payload1(kemKey, offerBoth))
-		add(true, payload1(nil, offerBoth))
+		add(byte(0), byte(fuzzWire), []byte(container.BadRequest))
+		for n := range role.nodes {
+			add(byte(n), byte(fuzzPayload), payload1(kemKey, offerBoth))
+			add(byte(n), byte(fuzzPayload3), make([]byte, payload3Len))
+		}
+		add(byte(0), byte(fuzzPayload), payload1(nil, offerBoth))
 	})
-	f.Fuzz(func(t *testing.T, sealed bool, wire []byte) {
-		if sealed { // the payload of a message 1 that authenticates
-			payload := make([]byte, payload1Len)
-			copy(payload, wire)
-			wire = forgeInitiator(t, ic(), rc().Key.Public()).message1(t, payload)
+	decoys := seededDecoys("fuzz")
+	respond := func(v *vector, wire ...[]byte) ([]byte, *Conn, error) {
+		rc := v.responder(observation{})
+		rc.Decoys = decoys
+		return respondTo(rc, wire...)
+	}
+	f.Fuzz(func(t *testing.T, node, kind byte, wire []byte) {
+		v := role.nodes[int(node)%len(role.nodes)]
+		if kind %= fuzzKinds; kind != fuzzWire {
+			if kind == fuzzPayload3 && len(wire) > 2*payload3Len {
+				return
+			}
+			wire = forgeFirst(t, v, kind, wire)
 		}
-		answer, c, err := respondTo(rc(), wire)
+		answer, c, err := respond(v, wire)
 		if c != nil {
 			c.Abort(nil)
-			if !bytes.HasPrefix(wire, good) {
+			if !role.recorded("accept", wire) {
 				t.Fatalf("%x got through", wire)
+			}
+			return
+		}
+		if errors.As(err, new(*UnknownKeyError)) {
+			if !role.recorded("not-found", wire) {
+				t.Fatalf("%x proved to be somebody", wire)
 			}
 			return
 		}
@@ -305,12 +388,12 @@ func FuzzResponder(f *testing.F) {
 			t.Fatalf("an end that says nothing: %v", err)
 		}
 		n := bytes.Count(answer, []byte(container.BadRequest))
-		shared := bytes.HasPrefix(answer, texts[1][:60])
+		shared := strings.HasPrefix(sends(answer), "share")
 		if n > 1 || n == 1 && ended || !shared && (n == 1) == ended {
 			t.Fatalf("%d clear responses after %v", n, err)
 		}
 		if shared {
-			other, _, _ := respondTo(rc(), foreign, wire[container.ShareTextLen:])
+			other, _, _ := respond(v, foreign, wire[container.ShareTextLen:])
 			if sends(other) != sends(answer) {
 				t.Fatalf("answers %q, and after a foreign message 1 %q", sends(answer), sends(other))
 			}
@@ -320,30 +403,36 @@ func FuzzResponder(f *testing.F) {
 
 // FuzzInitiator is the same for the other role.
 func FuzzInitiator(f *testing.F) {
-	ic, rc, texts, record0 := messages(f, TransformJSON, cipherAES)
-	good := append(bytes.Clone(texts[1]), record0...)
-	peer := rc().Key.Public()
+	role := fuzzRole(f, "initiator")
 	addSeeds(f, func(add func(...any)) {
-		add(false, good)
-		add(false, texts[1])
-		add(false, append(bytes.Clone(texts[1]), container.BadRequest...))
-		add(false, []byte(container.BadRequest))
-		for _, text := range badChoices() {
-			add(true, []byte(text))
+		for _, v := range role.vectors {
+			add(byte(role.nodeOf(v)), byte(fuzzWire), v.wire)
 		}
-		add(true, []byte(choiceGood))
+		add(byte(0), byte(fuzzWire), []byte(container.BadRequest))
+		for n := range role.nodes {
+			add(byte(n), byte(fuzzPayload), []byte(choiceGood))
+			add(byte(n), byte(fuzzPayload), []byte(choiceChaCha))
+		}
 	})
-	f.Fuzz(func(t *testing.T, sealed bool, wire []byte) {
-		if sealed { // the payload of a message 2 that authenticates
+	f.Fuzz(func(t *testing.T, node, kind byte, wire []byte) {
+		v := role.nodes[int(node)%len(role.nodes)]
+		choice := ""
+		if kind%fuzzPayload3 == fuzzPayload {
 			if len(wire) == 0 || len(wire) > payload2Len {
 				return
 			}
-			wire = append(forgeMessage2(t, rc(), texts[0], string(wire), nil), record0...)
+			ic, rc := v.forgeable()
+			one := forgeInitiator(t, ic, rc.Key.Public()).honest1(t)
+			record0 := role.good["accept"][int(node)%len(role.good["accept"])][container.ShareTextLen:]
+			choice = string(bytes.TrimRight(wire, "\x00"))
+			wire = append(forgeMessage2(t, rc, one, string(wire), nil), record0...)
 		}
-		sent, c, err := initiateWith(ic(), peer, wire)
+		sent, c, err := initiateWith(v.initiator(observation{}), PublicKey(v.bytes("responder-public-key")), wire)
 		if c != nil {
 			c.Abort(nil)
-			if !bytes.HasPrefix(wire, good) {
+			// A responder may choose what it likes of what was offered.
+			agreed := fmt.Sprintf(`{"version":1,"cipher":%q,"transform":%q,"padding":%d,"ext":[]}`, c.Cipher(), c.Transform(), c.Padding())
+			if choice != agreed && !role.recorded("accept", wire) {
 				t.Fatalf("%x got through", wire)
 			}
 			return

@@ -249,8 +249,8 @@ func (o observation) add(v observation) observation {
 	return o
 }
 
-func (v *vector) observeResponder() observation {
-	o := observation{}
+// responder is the node under test of a vector for the responding role.
+func (v *vector) responder(o observation) Config {
 	rc := v.config(o)
 	known := PublicKey(v.bytes("initiator-public-key"))
 	rc.Authorize = func(k PublicKey) bool { return k == known }
@@ -260,7 +260,12 @@ func (v *vector) observeResponder() observation {
 	}
 	rc.entropy = bytes.NewReader(v.bytes("ephemeral"))
 	rc.encapsulate = seededEncapsulation(v.bytes("encapsulation"))
-	answer, c, err := respondTo(rc, v.wire)
+	return rc
+}
+
+func (v *vector) observeResponder() observation {
+	o := observation{}
+	answer, c, err := respondTo(v.responder(o), v.wire)
 	if c != nil {
 		o.agreed(c)
 	}
@@ -272,11 +277,16 @@ func (v *vector) observeResponder() observation {
 	return o
 }
 
-func (v *vector) observeInitiator() observation {
-	o := observation{}
+// initiator is the node under test of a vector for the initiating role.
+func (v *vector) initiator(o observation) Config {
 	ic := v.config(o)
 	ic.entropy = bytes.NewReader(append(v.bytes("kem-seed"), v.bytes("ephemeral")...))
-	sent, c, err := initiateWith(ic, PublicKey(v.bytes("responder-public-key")), v.wire)
+	return ic
+}
+
+func (v *vector) observeInitiator() observation {
+	o := observation{}
+	sent, c, err := initiateWith(v.initiator(o), PublicKey(v.bytes("responder-public-key")), v.wire)
 	if c != nil {
 		o.agreed(c)
 		message3 := sent[container.ShareTextLen:][:container.SealedTextLen(message3Len)]
