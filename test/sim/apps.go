@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"os"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -55,7 +54,10 @@ type app struct {
 	world *world
 	plan  *App
 
+	early atomic.Int64 // bytes that the client has sent behind its head
+
 	mu      sync.Mutex
+	from    netip.AddrPort // the client, for its proxy
 	openErr error
 	client  *side // nil until it is open
 	// servers are the ends that the target has had. An opening is tried again
@@ -134,6 +136,10 @@ func (a *app) newSide(party Party, c duplex) *side {
 	}
 	s.expected = streamOf(a.plan.ID, other)
 	s.changed.L = &s.mu
+	if party == Client {
+		s.written.Store(a.early.Load())
+		s.sent.Store(a.early.Load())
+	}
 	s.outDraw = newDraw(a.world.plan.Seed, 1000+2*uint64(s.stream))
 	s.inDraw = newDraw(a.world.plan.Seed, 1001+2*uint64(s.stream))
 	return s
@@ -158,6 +164,9 @@ func (s *side) arrived(p []byte) {
 		w.fail("wrong bytes", "%v, at its %s: %v; they belong to %s", s.app, s.party, err, where)
 	}
 	var most int64
+	if s.party == Server {
+		most = s.app.early.Load()
+	}
 	for _, o := range s.app.others(s.party) {
 		most = max(most, o.written.Load())
 	}
@@ -502,34 +511,6 @@ func (a *app) patience() time.Duration {
 	return openTimeout
 }
 
-// openThrough connects with the proxy of a process, by HTTP CONNECT.
-func (a *app) openThrough(ctx context.Context, p *process) (duplex, error) {
-	c, err := a.world.net.dial(ctx, p.ip, netip.AddrPortFrom(p.ip, connectPort).String())
-	if err != nil {
-		return nil, err
-	}
-	deadline, _ := ctx.Deadline()
-	c.SetReadDeadline(deadline)
-	answer := bufio.NewReader(c)
-	_, err = fmt.Fprintf(c, "CONNECT %s HTTP/1.1\r\n\r\n", targetOf(a.plan))
-	var line string
-	if err == nil {
-		line, err = answer.ReadString('\n')
-	}
-	if err == nil && !strings.HasPrefix(line, "HTTP/1.1 200 ") {
-		err = errors.New(strings.TrimSpace(line))
-	}
-	if err == nil {
-		_, err = answer.ReadString('\n')
-	}
-	if err != nil {
-		c.abort()
-		return nil, err
-	}
-	c.SetReadDeadline(time.Time{})
-	return &connected{c, answer}, nil
-}
-
 // target is the app whose target an address is.
 func (w *world) target(address string) *app {
 	_, port, _ := net.SplitHostPort(address)
@@ -591,6 +572,10 @@ func (w *world) dialTarget(ctx context.Context, p *process, address string) (net
 	pair := newPair(n, netip.AddrPortFrom(p.ip, uint16(n.ports)), there, false)
 	n.pairs = append(n.pairs, pair)
 	n.mu.Unlock()
-	a.serve(pair.ends[1])
+	if a.plan.forwarded() && a.plan.Announced {
+		w.ends.Go(func() { a.announced(pair.ends[1]) })
+	} else {
+		a.serve(pair.ends[1])
+	}
 	return pair.ends[0], nil
 }

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"slices"
 	"time"
 
 	"github.com/sealane/sealane/session"
@@ -39,6 +40,8 @@ func Generate(seed uint64) *Plan {
 		n := &p.Nodes[d.IntN(count)]
 		n.Idle, n.HalfClose = 5*time.Second+d.upTo(time.Minute), 5*time.Second+d.upTo(time.Minute)
 	}
+	generateDoors(newDraw(seed, 5), p)
+	generateLimits(newDraw(seed, 6), p)
 	return p
 }
 
@@ -289,5 +292,71 @@ func stallDrain(d draw, p *Plan, o *Op) {
 		f.A, f.B, f.Way, f.All = o.Node, o.Peer, 2, true
 		f.At, f.For = o.At+d.upTo(10*time.Second), 1200*time.Millisecond+d.upTo(800*time.Millisecond)
 		p.Faults = append(p.Faults, f)
+	}
+}
+
+// generateDoors has apps come to their proxies by all listeners, with heads of
+// all kinds, and others come in vain.
+func generateDoors(d draw, p *Plan) {
+	if !p.Proxy {
+		return
+	}
+	crowd := len(p.Apps) > 12
+	for i := range p.Apps {
+		a := &p.Apps[i]
+		a.Via = pick(d, ViaConnect, ViaConnectUser, ViaSOCKS, ViaSOCKSUser, ViaForward, ViaBalancer)
+		if crowd && i >= 12 && a.forwarded() { // each of those has a listener of its own
+			a.Via = ViaSOCKS
+		}
+		a.Announced = a.forwarded() && d.chance(0.5)
+		if d.chance(0.4) {
+			a.Head.Cuts, a.Head.Pause = d.between(1, 4), d.log(500*time.Millisecond)
+		}
+		if first := a.firstTurn(); first > 0 && d.chance(0.4) {
+			a.Head.Early = d.spread(1, min(first, 2000))
+		}
+	}
+	if d.chance(0.5) {
+		generateVisits(d, p)
+	}
+}
+
+// firstTurn is how much the client may write without an answer.
+func (a *App) firstTurn() int64 {
+	if a.Turns == 0 {
+		return a.Up.Length
+	}
+	return (a.Up.Length + int64(a.Turns) - 1) / int64(a.Turns)
+}
+
+func generateVisits(d draw, p *Plan) {
+	for range d.between(1, 20) {
+		v := Visit{App: d.IntN(len(p.Apps)), Start: d.upTo(span), Stay: d.log(20 * time.Second), Reset: d.chance(0.3)}
+		a := &p.Apps[v.App]
+		switch {
+		case a.Via == ViaForward:
+			continue // it asks for nothing: who comes is connected
+		case a.authorized() && d.chance(0.3):
+			v.Wrong = true
+		case d.chance(0.7):
+			v.Bytes = d.between(1, 100)
+		}
+		p.Visits = append(p.Visits, v)
+	}
+}
+
+// generateLimits leaves nodes little room: for a link with each of the others
+// and not for many more, and for few handshakes at a time.
+func generateLimits(d draw, p *Plan) {
+	// Of a name with replicas some may be left without a link: its share is one.
+	alone := !slices.ContainsFunc(p.Nodes, func(n Node) bool { return n.Replicas > 1 })
+	for i := range p.Nodes {
+		n := &p.Nodes[i]
+		if alone && d.chance(0.15) {
+			n.Room = d.between(len(p.Nodes)-1, 2*len(p.Nodes))
+		}
+		if d.chance(0.2) {
+			n.Handshakes = d.between(1, 3)
+		}
 	}
 }

@@ -20,7 +20,6 @@ import (
 
 const (
 	linkPort    = 7423
-	connectPort = 8118
 	appPorts    = 1000            // and an app's number
 	openTimeout = 3 * time.Minute // of an app
 	dialTimeout = time.Minute     // of a proxy
@@ -113,11 +112,14 @@ func (n *node) muxConfig(p *process) mux.Config {
 	w := n.world
 	cfg := mux.Config{
 		Memory: n.plan.Memory, StreamsPerPeer: n.plan.Streams, Peers: n.peers(),
-		HandshakeTimeout: n.plan.Handshake, DialTimeout: n.plan.Dial,
+		HandshakeTimeout: n.plan.Handshake, DialTimeout: n.plan.Dial, Links: n.plan.Room, Handshakes: n.plan.Handshakes,
 		Log:     w.logger(n.name),
 		Handler: func(in *mux.Inbound) { w.serveRaw(p, in) },
 		Dialer:  w.net.dialer(p.ip),
-		Hooks:   mux.Hooks{Violation: func(peer string, rule session.Rule) { w.violated(n, peer, rule) }},
+		Hooks: mux.Hooks{
+			Violation: func(peer string, rule session.Rule) { w.violated(n, peer, rule) },
+			Refused:   func(limit mux.Limit) { w.story.add(n.name, "refuses: %s", limit) },
+		},
 	}
 	if w.plan.Proxy {
 		cfg.Handler = func(in *mux.Inbound) { p.proxy.Handle(in) }
@@ -166,10 +168,6 @@ func (n *node) proxyConfig(p *process) proxy.Config {
 		Listen: func(_ context.Context, _, address string) (net.Listener, error) {
 			return w.net.listenLocal(p.ip, address)
 		},
-		Listeners: []proxy.Listener{{
-			Kind:    proxy.KindConnect,
-			Address: proxy.Endpoint{Network: "tcp", Address: fmt.Sprintf("127.0.0.1:%d", connectPort)},
-		}},
 		Peers: []string{},
 	}
 	egress := proxy.EgressRule{Match: []proxy.Match{match("10.9.0.0/16:*")}}
@@ -181,8 +179,10 @@ func (n *node) proxyConfig(p *process) proxy.Config {
 			Match: match(fmt.Sprintf("%v/32:*", targetIP(index))), To: proxy.Target{Peer: peer.Name},
 		})
 	}
+	cfg.Listeners = n.listeners(cfg.Peers)
 	if len(egress.Allow) > 0 {
 		cfg.Egress = []proxy.EgressRule{egress}
+		cfg.Services = n.services(cfg.Peers)
 	}
 	return cfg
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"time"
 )
 
@@ -16,6 +17,7 @@ type Plan struct {
 	Net    Net     `json:",omitzero"`
 	Nodes  []Node  `json:",omitzero"`
 	Apps   []App   `json:",omitzero"`
+	Visits []Visit `json:",omitzero"`
 	Duets  []Duet  `json:",omitzero"`
 	Faults []Fault `json:",omitzero"`
 	Ops    []Op    `json:",omitzero"`
@@ -53,6 +55,8 @@ type Node struct {
 	Links      int    `json:",omitzero"` // with each node that it dials
 	Dials      []int  `json:",omitzero"` // nodes
 	Replicas   int    `json:",omitzero"` // processes behind its name, at least 1
+	Room       int    `json:",omitzero"` // for links of all peers; 0: the usual
+	Handshakes int    `json:",omitzero"` // at a time; 0: the usual
 
 	Handshake time.Duration `json:",omitzero"` // timeouts; 0: the usual, or none
 	Dial      time.Duration `json:",omitzero"`
@@ -66,11 +70,45 @@ type App struct {
 	From, To int
 	Start    time.Duration `json:",omitzero"`
 	Target   Target        `json:",omitzero"`
-	Up, Down Half          `json:",omitzero"` // from the client, and to it
-	Turns    int           `json:",omitzero"` // request and response alternate, that many times; 0: both at once
-	Patience time.Duration `json:",omitzero"` // the client gives up opening after so long; 0: hardly ever
-	Reset    Party         `json:",omitzero"` // resets the connection
-	ResetAt  int64         `json:",omitzero"` // once it has written and read so many bytes
+	Via      Via           `json:",omitzero"` // with proxies: the listener
+	Head     Head          `json:",omitzero"` // and how the client comes to it
+	// Announced has a service's target be told who comes.
+	Announced bool          `json:",omitzero"`
+	Up, Down  Half          `json:",omitzero"` // from the client, and to it
+	Turns     int           `json:",omitzero"` // request and response alternate, that many times; 0: both at once
+	Patience  time.Duration `json:",omitzero"` // the client gives up opening after so long; 0: hardly ever
+	Reset     Party         `json:",omitzero"` // resets the connection
+	ResetAt   int64         `json:",omitzero"` // once it has written and read so many bytes
+}
+
+// Via is a proxy's listener.
+type Via string
+
+const (
+	ViaConnect     Via = "" // HTTP CONNECT
+	ViaConnectUser Via = "connect, with a password"
+	ViaSOCKS       Via = "socks5"
+	ViaSOCKSUser   Via = "socks5, with a password"
+	ViaForward     Via = "forward"  // to a service
+	ViaBalancer    Via = "balancer" // a forward that is told who comes, by PROXY protocol
+)
+
+// Head is how a client says what it wants of a listener.
+type Head struct {
+	Cuts  int           `json:",omitzero"` // of each message
+	Pause time.Duration `json:",omitzero"` // at each
+	Early int64         `json:",omitzero"` // bytes that do not wait for the answer, as the rest of the head does not
+}
+
+// Visit is somebody at the listener of an app's client who never gets as far as
+// a connection.
+type Visit struct {
+	App   int
+	Start time.Duration `json:",omitzero"`
+	Bytes int           `json:",omitzero"` // of a head, never all
+	Wrong bool          `json:",omitzero"` // all of it, with a wrong password
+	Stay  time.Duration `json:",omitzero"` // and then it goes
+	Reset bool          `json:",omitzero"` // with a reset
 }
 
 // Duet is a session without a mux: both ends send, and who opened it closes it
@@ -231,11 +269,21 @@ func (p *Plan) mayFailToOpen(a *App) bool {
 		}
 	}
 	for i := range p.Ops {
-		if o := &p.Ops[i]; o.Kind == OpDrain && (o.Node == a.From || o.Node == a.To) {
+		o := &p.Ops[i]
+		if o.Kind == OpDrain && (o.Node == a.From || o.Node == a.To) {
+			return true
+		}
+		// An old link keeps its room from the new one while it has streams.
+		if o.Kind != OpReload && (p.Nodes[a.From].Room > 0 || p.Nodes[a.To].Room > 0) {
 			return true
 		}
 	}
 	return false
+}
+
+// drains says that a node is drained.
+func (p *Plan) drains() bool {
+	return slices.ContainsFunc(p.Ops, func(o Op) bool { return o.Kind == OpDrain })
 }
 
 // A draw is a random source with what plans and worlds draw of it.

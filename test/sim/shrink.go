@@ -15,6 +15,7 @@ func shrink(p *Plan, f *Failure, run func(*Plan) *Failure) (*Plan, *Failure) {
 	for again := true; again && s.left > 0; {
 		again = false
 		again = cut(s, func(p *Plan) *[]App { return &p.Apps }) || again
+		again = cut(s, func(p *Plan) *[]Visit { return &p.Visits }) || again
 		again = cut(s, func(p *Plan) *[]Duet { return &p.Duets }) || again
 		again = cut(s, func(p *Plan) *[]Fault { return &p.Faults }) || again
 		again = cut(s, func(p *Plan) *[]Op { return &p.Ops }) || again
@@ -49,7 +50,7 @@ func (s *shrinker) try(p *Plan) bool {
 func (p *Plan) clone() *Plan {
 	q := *p
 	q.Nodes, q.Apps = slices.Clone(p.Nodes), slices.Clone(p.Apps)
-	q.Duets = slices.Clone(p.Duets)
+	q.Visits, q.Duets = slices.Clone(p.Visits), slices.Clone(p.Duets)
 	q.Faults, q.Ops = slices.Clone(p.Faults), slices.Clone(p.Ops)
 	for i := range q.Nodes {
 		q.Nodes[i].Dials = slices.Clone(q.Nodes[i].Dials)
@@ -119,12 +120,17 @@ func (s *shrinker) simplify() (any bool) {
 			func(p *Plan) bool { return set(&p.Nodes[i].Links, 1) },
 			func(p *Plan) bool { return set(&p.Nodes[i].Replicas, 1) },
 			func(p *Plan) bool { return set(&p.Nodes[i].ChaCha, false) },
-			func(p *Plan) bool { return set(&p.Nodes[i].Streams, 0) })
+			func(p *Plan) bool { return set(&p.Nodes[i].Streams, 0) },
+			func(p *Plan) bool { return set(&p.Nodes[i].Room, 0) },
+			func(p *Plan) bool { return set(&p.Nodes[i].Handshakes, 0) })
 	}
 	if len(s.plan.Apps) <= 4 {
 		for i := range s.plan.Apps {
 			changes = append(changes,
 				func(p *Plan) bool { return set(&p.Apps[i].Turns, 0) },
+				func(p *Plan) bool { return set(&p.Apps[i].Via, ViaConnect) },
+				func(p *Plan) bool { return set(&p.Apps[i].Head.Cuts, 0) },
+				func(p *Plan) bool { return set(&p.Apps[i].Head.Early, 0) },
 				func(p *Plan) bool { return set(&p.Apps[i].Up.Length, 0) },
 				func(p *Plan) bool { return set(&p.Apps[i].Down.Length, 0) },
 				func(p *Plan) bool { return set(&p.Apps[i].Up.Pause, 0) },

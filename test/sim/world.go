@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"errors"
 	"fmt"
 	"runtime"
 	"strings"
@@ -81,6 +82,9 @@ func (w *world) live() {
 	for _, a := range w.apps {
 		clients.Go(a.run)
 	}
+	for i := range w.plan.Visits {
+		clients.Go(func() { w.visit(i, &w.plan.Visits[i]) })
+	}
 	for i := range w.plan.Duets {
 		clients.Go(func() { w.duet(i, &w.plan.Duets[i]) })
 	}
@@ -144,12 +148,20 @@ func (a *app) unexplained() string {
 	case !p.calm() || a.plan.Reset == Server: // which may come before the answer to the client
 		return ""
 	case a.openErr != nil:
+		if p.Proxy && a.plan.Target == TargetRefuses && !p.mayFailToOpen(a.plan) && !errors.As(a.openErr, new(refusal)) {
+			return "is not told that its target refuses: " + a.openErr.Error()
+		}
 		if a.plan.Target == TargetRefuses || a.plan.Target == TargetHangs || p.mayFailToOpen(a.plan) {
 			return ""
 		}
 		return "does not open: " + a.openErr.Error()
 	case a.plan.Reset != Nobody:
 		return ""
+	case p.Proxy && a.plan.forwarded() && len(a.servers) == 0 && a.client.failure() != nil:
+		// There is no answer: a forward that does not open is reset.
+		if a.plan.Target == TargetRefuses || a.plan.Target == TargetHangs || p.mayFailToOpen(a.plan) {
+			return ""
+		}
 	}
 	for _, s := range append([]*side{a.client}, a.servers...) {
 		if s == nil {
