@@ -359,4 +359,19 @@ func generateLimits(d draw, p *Plan) {
 			n.Handshakes = d.between(1, 3)
 		}
 	}
+	if p.calm() || d.chance(0.7) {
+		return
+	}
+	// Handshakes that wait for their other end hold what others need.
+	for range d.between(1, 4) {
+		f := generateFault(d, p, FaultDialStalls)
+		f.For = max(f.For, d.upTo(30*time.Second))
+		p.Faults = append(p.Faults, f)
+		if d.chance(0.7) { // and its links have to come up again
+			cut := f
+			cut.Kind, cut.Way, cut.All = FaultCut, 2, true
+			cut.At += d.log(time.Second)
+			p.Faults = append(p.Faults, cut)
+		}
+	}
 }

@@ -158,19 +158,22 @@ func (n *network) dial(ctx context.Context, from netip.Addr, address string) (*c
 	case FaultDialFails:
 		return nil, dialError(os.NewSyscallError("connect", syscall.ECONNREFUSED))
 	}
-	return n.meet(p, address, trouble.kind == FaultDialSplits)
+	return n.meet(p, address, trouble)
 }
 
 // meet connects a pair with who listens at an address.
-func (n *network) meet(p *pair, address string, split bool) (*conn, error) {
+func (n *network) meet(p *pair, address string, trouble dialing) (*conn, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	l := n.listeners[address]
 	if l == nil {
 		return nil, dialError(os.NewSyscallError("connect", syscall.ECONNREFUSED))
 	}
-	if split {
+	switch trouble.kind {
+	case FaultDialSplits:
 		p.ends[n.draw.IntN(2)].in.cutAt = 1 + n.draw.Int64N(8000)
+	case FaultDialStalls:
+		p.ends[n.draw.IntN(2)].in.stalled = trouble.until
 	}
 	select {
 	case l.conns <- p.ends[1]:

@@ -7,7 +7,7 @@ func (w *world) fault(f *Fault) {
 	time.Sleep(f.At)
 	w.story.add("network", "%s between n%d and n%d, way %d, all %v, for %v", f.Kind, f.A, f.B, f.Way, f.All, f.For)
 	switch f.Kind {
-	case FaultDialFails, FaultDialHangs, FaultDialSplits:
+	case FaultDialFails, FaultDialHangs, FaultDialSplits, FaultDialStalls:
 		w.net.mu.Lock()
 		w.net.dials[[2]int{f.A, f.B}] = dialing{f.Kind, time.Now().Add(f.For)}
 		w.net.dials[[2]int{f.B, f.A}] = w.net.dials[[2]int{f.A, f.B}]

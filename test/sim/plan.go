@@ -176,7 +176,8 @@ const (
 	FaultTamper     FaultKind = "tamper"     // one byte is another
 	FaultDialFails  FaultKind = "dial fails"
 	FaultDialHangs  FaultKind = "dial hangs"
-	FaultDialSplits FaultKind = "dial cut" // connects, and is cut in the handshake
+	FaultDialSplits FaultKind = "dial cut"    // connects, and is cut in the handshake
+	FaultDialStalls FaultKind = "dial stalls" // connects, and one direction is late
 )
 
 // Op is something that an operator does to a node.
