@@ -22,6 +22,7 @@ import (
 type sidecar struct {
 	*node
 	mux  *mux.Mux
+	cfg  mux.Config
 	addr string // for links
 }
 
@@ -30,13 +31,14 @@ func newSidecar(t testing.TB, name string, key *session.PrivateKey, peers []mux.
 	s := &sidecar{}
 	ready := make(chan struct{})
 	log := &logBuffer{}
-	m, err := mux.New(mux.Config{
+	s.cfg = mux.Config{
 		Session: session.Config{Key: key}, Peers: peers, Log: zerolog.New(log),
 		Handler: func(in *mux.Inbound) {
 			<-ready
 			s.Handle(in)
 		},
-	})
+	}
+	m, err := mux.New(s.cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -183,6 +185,23 @@ func TestOverMux(t *testing.T) {
 			t.Errorf("%v", line)
 		}
 	})
+}
+
+// A reload tells the mux first that a peer is gone: its streams were cut by it,
+// and nothing was lost on the way.
+func TestOverMuxPeerRemoved(t *testing.T) {
+	t.Parallel()
+	web, _, _ := newSidecars(t, Config{Listeners: []Listener{listenOn(t, KindForward, "127.0.0.1:0")}},
+		Config{Services: serviceAt(t, newTarget(t, "", echo))})
+	c := dialTo(t, "tcp", web.node.addr(0))
+	say(t, c, "x")
+	cfg := web.cfg
+	cfg.Peers = nil
+	if err := web.mux.Update(cfg); err != nil {
+		t.Fatal(err)
+	}
+	wantReset(t, c)
+	web.log.want(t, "from="+c.LocalAddr().String(), "result=cut")
 }
 
 // A target that reads nothing holds up its own stream alone, and its app's
