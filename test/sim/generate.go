@@ -312,6 +312,10 @@ func generateDoors(d draw, p *Plan) {
 		if d.chance(0.4) {
 			a.Head.Cuts, a.Head.Pause = d.between(1, 4), d.log(500*time.Millisecond)
 		}
+		if d.chance(0.3) { // it outlives what bounds its head
+			h := pick(d, &a.Up, &a.Down)
+			h.Pause, h.PauseAt = 11*time.Second+d.upTo(20*time.Second), h.Length/2
+		}
 		if first := a.firstTurn(); first > 0 && d.chance(0.4) {
 			a.Head.Early = d.spread(1, min(first, 2000))
 		}
