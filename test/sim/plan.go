@@ -235,6 +235,16 @@ func (p *Plan) calm() bool {
 	return true
 }
 
+// longestStall is how long bytes stand still at most.
+func (p *Plan) longestStall() (longest time.Duration) {
+	for i := range p.Faults {
+		if p.Faults[i].Kind == FaultStall {
+			longest = max(longest, p.Faults[i].For)
+		}
+	}
+	return longest
+}
+
 // still says that the network has no faults at all.
 func (p *Plan) still() bool { return len(p.Faults) == 0 }
 
