@@ -439,7 +439,7 @@ func (m *Mux) respond(ctx context.Context, conn net.Conn, v *arrival) {
 	cfg := m.config()
 	ctx, cancel := context.WithDeadline(ctx, begun.Add(cfg.HandshakeTimeout))
 	defer cancel()
-	tuneSocket(conn)
+	tuneSocket(conn, cfg.LinkTimeout)
 	scfg := cfg.Session
 	scfg.Door = v
 	sealed, err := session.Respond(ctx, conn, scfg)

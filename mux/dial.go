@@ -75,7 +75,7 @@ func (p *peer) keepUp(slot int) {
 		switch {
 		case err == nil:
 			unknown.reset()
-			if !p.hold(l, slot) {
+			if p.hold(l, slot).served() >= again.next {
 				again.reset()
 			}
 		case spare:
@@ -97,11 +97,11 @@ func (p *peer) keepUp(slot int) {
 	}
 }
 
-// hold waits until a link takes no more streams, and tells whether a
-// violation ended it. Meanwhile it looks now and then whether the link should
-// rather be at another of the peer's addresses, for the first time soon: links
-// that are dialed at once may have met at one address.
-func (p *peer) hold(l *link, slot int) (violated bool) {
+// hold waits until a link takes no more streams, and returns it. Meanwhile it
+// looks now and then whether it should rather be another one, at another of the
+// peer's addresses, for the first time soon: links that are dialed at once may
+// have met at one address.
+func (p *peer) hold(l *link, slot int) *link {
 	look := time.NewTimer(p.mux.timing.lookAgain / 15)
 	defer look.Stop()
 	if slot == 0 {
@@ -120,12 +120,23 @@ func (p *peer) hold(l *link, slot int) (violated bool) {
 				l = moved
 			}
 		case <-l.gone:
-			return false
+			return l
 		case <-l.dead:
-			var v *container.Violation
-			return errors.As(l.cause(), &v)
+			return l
 		}
 	}
+}
+
+// served is how long a link was of use: for the time before its first pong it
+// was none, nor is one that a violation has ended. A peer that takes a link only
+// to leave or to end it, or has it end behind its first record, is dialed ever
+// later, therefore: a link has to last as long as the wait after it would be.
+func (l *link) served() time.Duration {
+	var v *container.Violation
+	if !l.lived.Load() || errors.As(l.cause(), &v) {
+		return 0
+	}
+	return time.Since(l.since)
 }
 
 // dismiss retires the link of a spare slot whose address has another one: the
@@ -400,7 +411,7 @@ func (p *peer) shake(conn net.Conn, target netip.AddrPort, keys []session.Public
 	cfg := p.mux.config()
 	for i := 0; ; i++ {
 		ctx, cancel := context.WithTimeout(p.ctx, cfg.HandshakeTimeout)
-		tuneSocket(conn)
+		tuneSocket(conn, cfg.LinkTimeout)
 		begun := time.Now()
 		sealed, err := session.Initiate(ctx, conn, keys[i], cfg.Session)
 		if err == nil {

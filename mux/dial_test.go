@@ -202,7 +202,8 @@ func TestPastFailuresAreForgiven(t *testing.T) {
 	}
 }
 
-// TestEachLinkIsRedialedSoon: that links have died before is no reason to wait.
+// TestEachLinkIsRedialedSoon: that links have died before is no reason to wait,
+// if they were of use.
 func TestEachLinkIsRedialedSoon(t *testing.T) {
 	ka, kb := newKey(t), newKey(t)
 	b := newNode(t, kb, []Peer{{Name: "a", Keys: []session.PublicKey{ka.Public()}}}, func(c *Config) { c.Handler = echo })
@@ -212,6 +213,10 @@ func TestEachLinkIsRedialedSoon(t *testing.T) {
 	a := newTimedNode(t, timing, ka, []Peer{{Name: "b", Keys: []session.PublicKey{kb.Public()}, Addresses: []string{m.addr()}}}, nil)
 	for range 16 { // the last wait would be minutes
 		open(t, a, "b").Close()
+		eventually(t, "it has lasted as long as a wait", func() bool {
+			links := a.allLinks()
+			return len(links) == 1 && links[0].served() > 2*timing.backoffMin
+		})
 		m.kill(0)
 		eventually(t, "the link is gone", func() bool { return len(linkAddresses(a)) == 0 })
 	}

@@ -66,8 +66,9 @@ type guard struct {
 	hooks  guardHooks
 	rtt    atomic.Int64 // least round trip seen, in nanoseconds
 
-	bytesIn, bytesOut atomic.Uint64
-	closing           atomic.Bool // closeConn was called
+	bytesOut atomic.Uint64
+	pinged   atomic.Uint64 // bytesOut behind the last ping
+	closing  atomic.Bool   // closeConn was called
 
 	// Inbound, used by yamux's one reader only.
 	held     [yamuxHeaderLen]byte // the start of a header whose rest has not come
@@ -240,7 +241,6 @@ func (g *guard) takeInjected(p []byte) int {
 func (g *guard) accept(records [][]byte) error {
 	g.events = g.events[:0]
 	for _, r := range records {
-		g.bytesIn.Add(uint64(len(r)))
 		if err := g.check(r); err != nil {
 			g.mu.Lock()
 			g.inject = nil
@@ -347,6 +347,9 @@ func (g *guard) write(p []byte) error {
 	var err error
 	if pass {
 		err = g.queue(appendHeader(g.header[:0], h.kind, h.flags, h.id, h.length))
+		if h.kind == yamuxPing && h.flags == flagSYN {
+			g.pinged.Store(g.bytesOut.Load())
+		}
 	}
 	g.writeMu.Unlock()
 	if h.kind == yamuxPing || h.flags != flagSYN {

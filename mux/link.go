@@ -17,9 +17,6 @@ import (
 
 var errDead = errors.New("no sign of life from the peer")
 
-// yamuxWriteTimeout only bounds what the watchdog has ended long before.
-const yamuxWriteTimeout = 5 * time.Minute
-
 // A sealedConn is a *session.Conn, or a test's stand-in for one.
 type sealedConn interface {
 	transport
@@ -47,6 +44,7 @@ type link struct {
 	address  string
 	since    time.Time
 	lastRTT  atomic.Int64
+	lived    atomic.Bool // it has carried a pong
 
 	requests chan *openRequest
 	gone     chan struct{} // closed when no more streams can be opened
@@ -97,7 +95,7 @@ func newLink(p *peer, conn sealedConn, raw net.Conn, dialed bool, address string
 	ys, err := start(l.guard, &yamux.Config{
 		AcceptBacklog:          yamuxBacklog,
 		KeepAliveInterval:      time.Hour, // off, but not allowed to be 0
-		ConnectionWriteTimeout: yamuxWriteTimeout,
+		ConnectionWriteTimeout: p.mux.timing.yamux,
 		MaxStreamWindowSize:    yamuxWindow,
 		Logger:                 yamuxLogger{p.mux.quiet},
 	})
@@ -158,10 +156,22 @@ var (
 	errSurplus    = errors.New("replaced by another link")
 )
 
-// fail ends the link at once.
+// fail ends the link at once. What the kernel has queued is of no use to
+// anybody, and would be in the next link's way.
 func (l *link) fail(err error) {
 	l.end(err)
+	if t, ok := l.raw.(interface{ SetLinger(int) error }); ok {
+		t.SetLinger(0)
+	}
 	l.conn.Abort(err)
+}
+
+// yamuxFailed ends a link whose yamux has given something up and would not do
+// it again, if that is not because it has ended.
+func (l *link) yamuxFailed(what string, err error) {
+	if !l.ys.IsClosed() {
+		l.fail(fmt.Errorf("yamux gave up %s: %w", what, err))
+	}
 }
 
 // close ends the link with a sealed close. Whoever calls it has waited for the
@@ -199,7 +209,7 @@ func (l *link) retire() {
 // peerLeft notes that the peer takes no more streams. It says so before it
 // closes the first one unanswered.
 func (l *link) peerLeft() {
-	l.left.Store(true)
+	l.peer.leftOn(l)
 	l.retire()
 }
 
@@ -447,6 +457,7 @@ func (l *link) accept() {
 	for {
 		ys, err := l.ys.AcceptStream()
 		if err != nil {
+			l.yamuxFailed("accepting streams", err)
 			return
 		}
 		s, ok := l.guard.receiver(ys.StreamID()).(*Stream)
@@ -549,20 +560,12 @@ func (s *Stream) refuse(status Status, text string) error {
 }
 
 func (l *link) measured(rtt time.Duration) {
+	l.lived.Store(true)
 	l.lastRTT.Store(int64(rtt))
 	l.guard.measured(rtt)
 	if f := l.mux.hooks.RTT; f != nil {
 		f(l.peerName, rtt)
 	}
-}
-
-// acknowledged counts what the peer's kernel has taken, or, where that is not
-// known, this one's.
-func (l *link) acknowledged() uint64 {
-	if n, ok := tcpAcked(l.raw); ok {
-		return n
-	}
-	return l.conn.Stats().WireOut
 }
 
 // yamuxLogger takes what yamux logs beside returning it as an error.

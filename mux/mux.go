@@ -47,6 +47,10 @@ type Config struct {
 	// DialTimeout the search for an address that connects. 0 is 10 s.
 	HandshakeTimeout, DialTimeout time.Duration
 
+	// LinkTimeout is how long nothing may move on a link that was asked for a
+	// sign of life. 0 is 15 s.
+	LinkTimeout time.Duration
+
 	// Handler is called in its own goroutine for each stream that a peer
 	// opens. What it does not answer is refused when it returns.
 	Handler func(*Inbound)
@@ -119,7 +123,8 @@ func Limits() []Limit {
 
 // timing is what tests shorten.
 type timing struct {
-	tick                   time.Duration // the watchdog's and the pinger's
+	tick                   time.Duration // of watch
+	yamux                  time.Duration // of a header that yamux writes, and a pong that it waits for
 	open                   time.Duration // an accepted stream's time to send OPEN
 	backoffMin, backoffMax time.Duration
 	notFoundMin            time.Duration
@@ -134,7 +139,9 @@ type timing struct {
 }
 
 var defaultTiming = timing{
-	tick: time.Second, open: 10 * time.Second,
+	// What yamux waits for while bytes move, behind all that is queued, may take
+	// long. It is no peer's that takes an hour. Where nothing moves watch is sooner.
+	tick: time.Second, yamux: time.Hour, open: 10 * time.Second,
 	backoffMin: 250 * time.Millisecond, backoffMax: 5 * time.Second,
 	notFoundMin: 30 * time.Second, notFoundMax: 5 * time.Minute,
 	reading: 3 * time.Second, stalled: time.Second, stalledAlike: 5 * time.Second, silent: 5 * time.Second,
@@ -211,6 +218,7 @@ func (c Config) complete() (Config, error) {
 	setDefault(&c.Memory, 256<<20)
 	setDefault(&c.HandshakeTimeout, 10*time.Second)
 	setDefault(&c.DialTimeout, 10*time.Second)
+	setDefault(&c.LinkTimeout, 15*time.Second)
 	setDefault(&c.buffers, linkBuffers)
 	if c.Handler == nil {
 		c.Handler = func(in *Inbound) { in.Refuse(StatusDenied, "") }

@@ -33,6 +33,9 @@ func fastTiming() timing {
 	return t
 }
 
+// deadTicks is how many ticks nothing may move on a test's links with a ping out.
+const deadTicks = 9
+
 // deadline bounds what a test waits for. It is never waited out by a test
 // that passes.
 const deadline = 20 * time.Second
@@ -102,7 +105,7 @@ func newNode(t testing.TB, key *session.PrivateKey, peers []Peer, edit func(*Con
 func newTimedNode(t testing.TB, timing timing, key *session.PrivateKey, peers []Peer, edit func(*Config)) *node {
 	t.Helper()
 	n := &node{key: key, log: new(syncBuffer)}
-	cfg := Config{Session: session.Config{Key: key}, Peers: peers, Log: zerolog.New(n.log).Level(zerolog.DebugLevel)}
+	cfg := Config{LinkTimeout: deadTicks * timing.tick, Session: session.Config{Key: key}, Peers: peers, Log: zerolog.New(n.log).Level(zerolog.DebugLevel)}
 	if edit != nil {
 		edit(&cfg)
 	}

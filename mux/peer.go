@@ -162,6 +162,21 @@ func (p *peer) best(eligible func(*link) bool) (best *link) {
 	return best
 }
 
+// leftOn notes that the peer takes no more streams on a link. Other links to
+// the same address that it has left before go when their streams have: else a
+// node that leaves each new link would pile them up. The last one stays, for a
+// node that drains still opens streams there.
+func (p *peer) leftOn(l *link) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, o := range p.links {
+		if o != l && o.dialed && o.address == l.address && o.left.Load() {
+			o.replace()
+		}
+	}
+	l.left.Store(true)
+}
+
 func (p *peer) notify() {
 	close(p.changed)
 	p.changed = make(chan struct{})

@@ -8,17 +8,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tuneSocket has the kernel notice a dead peer, in case this process is too
-// busy to.
-func tuneSocket(c net.Conn) {
+// tuneSocket tells the kernel what limit, the LinkTimeout, means for a link.
+func tuneSocket(c net.Conn, limit time.Duration) {
 	t, ok := c.(*net.TCPConn)
 	if !ok {
 		return
 	}
-	t.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: keepAliveIdle, Interval: keepAliveInterval, Count: keepAliveCount})
+	t.SetKeepAliveConfig(keepAlive(limit))
 	if raw, err := t.SyscallConn(); err == nil {
 		raw.Control(func(fd uintptr) {
-			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(userTimeout/time.Millisecond))
+			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(userTimeout(limit)/time.Millisecond))
 		})
 	}
 }

@@ -2,13 +2,15 @@
 
 package mux
 
-import "net"
+import (
+	"net"
+	"time"
+)
 
-// tuneSocket has the kernel notice a dead peer, in case this process is too
-// busy to.
-func tuneSocket(c net.Conn) {
+// tuneSocket tells the kernel what limit, the LinkTimeout, means for a link.
+func tuneSocket(c net.Conn, limit time.Duration) {
 	if t, ok := c.(*net.TCPConn); ok {
-		t.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: keepAliveIdle, Interval: keepAliveInterval, Count: keepAliveCount})
+		t.SetKeepAliveConfig(keepAlive(limit))
 	}
 }
 

@@ -260,9 +260,9 @@ func TestDeadlinesResume(t *testing.T) {
 			}
 		}
 		b.SetReadDeadline(time.Time{})
-		before := b.link.guard.bytesIn.Load()
+		before := b.link.conn.Stats().BytesIn
 		s.Write([]byte{c})
-		eventually(t, "the byte is there", func() bool { return b.link.guard.bytesIn.Load() > before })
+		eventually(t, "the byte is there", func() bool { return b.link.conn.Stats().BytesIn > before })
 		b.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
 		p := make([]byte, 5)
 		n, err := b.Read(p)

@@ -44,6 +44,7 @@ type info struct {
 type Stats struct {
 	RecordsIn, RecordsOut uint64 // data records
 	BytesIn, BytesOut     uint64 // their plaintext, padding not counted
+	TakenOut              uint64 // of BytesOut, what went into WireOut
 	WireIn, WireOut       uint64 // bytes of the transport, handshake included
 	RekeysIn, RekeysOut   uint64
 	LastIn                time.Time // when the last byte came
@@ -346,7 +347,8 @@ func (c *Conn) Stats() Stats {
 	return Stats{
 		RecordsIn: c.rx.records.Load(), RecordsOut: c.tx.records.Load(),
 		BytesIn: c.rx.bytes.Load(), BytesOut: c.tx.bytes.Load(),
-		WireIn: c.transport.in.Load(), WireOut: c.transport.out.Load(),
+		TakenOut: c.tx.taken.Load(), // before WireOut, which is to have all of it
+		WireIn:   c.transport.in.Load(), WireOut: c.transport.out.Load(),
 		RekeysIn: c.rx.rekeys.Load(), RekeysOut: c.tx.rekeys.Load(),
 		LastIn: time.Unix(0, c.transport.lastIn.Load()),
 	}

@@ -89,6 +89,7 @@ type transmitter struct {
 
 	records atomic.Uint64
 	bytes   atomic.Uint64
+	taken   atomic.Uint64 // of bytes, what the transport has
 	rekeys  atomic.Uint64
 }
 
@@ -330,7 +331,7 @@ func (c *Conn) writeFailed(err error) {
 // send seals a batch and writes it in one call.
 func (c *Conn) send(batch []*Buffer) error {
 	t := &c.tx
-	return c.writeNow(func(dst []byte) (_ []byte, err error) {
+	err := c.writeNow(func(dst []byte) (_ []byte, err error) {
 		for _, b := range batch {
 			generation := t.seal.keys.generation
 			if dst, err = t.seal.data(dst, b.plain[:], b.end); err != nil {
@@ -342,6 +343,8 @@ func (c *Conn) send(batch []*Buffer) error {
 		}
 		return dst, nil
 	})
+	t.taken.Store(t.bytes.Load())
+	return err
 }
 
 // writeNow puts the records that seal appends on the wire.
