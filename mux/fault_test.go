@@ -2,9 +2,11 @@ package mux
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"io"
 	"math/rand/v2"
+	"net"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -82,5 +84,61 @@ func TestFaults(t *testing.T) {
 	}
 	if len(a.Violations())+len(b.Violations()) > 0 {
 		t.Fatal(a.Violations(), b.Violations())
+	}
+}
+
+// A stalling conn takes nothing any more from a moment on.
+type stalling struct {
+	net.Conn
+	stalled *atomic.Bool
+	closed  chan struct{}
+	once    sync.Once
+}
+
+func (c *stalling) Write(p []byte) (int, error) {
+	if c.stalled.Load() {
+		<-c.closed
+		return 0, net.ErrClosed
+	}
+	return c.Conn.Write(p)
+}
+
+func (c *stalling) Close() error {
+	c.once.Do(func() { close(c.closed) })
+	return c.Conn.Close()
+}
+
+// TestWhatYamuxGivesUp ends the link: it would accept no more streams, or ask
+// for no more signs of life.
+func TestWhatYamuxGivesUp(t *testing.T) {
+	for what, tick := range map[string]time.Duration{"accepting streams": time.Hour, "ping": 20 * time.Millisecond} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			var stalled atomic.Bool
+			timing := fastTiming()
+			timing.tick, timing.yamux = tick, 500*time.Millisecond
+			a := timedRawResponder(t, timing, func(c *Config) {
+				c.LinkTimeout = time.Hour
+				c.Dialer = func(ctx context.Context, network, address string) (net.Conn, error) {
+					conn, err := new(net.Dialer).DialContext(ctx, network, address)
+					return &stalling{Conn: conn, stalled: &stalled, closed: make(chan struct{})}, err
+				}
+			}, func(i int, l *rawLink) {
+				if i > 0 {
+					return
+				}
+				l.serve(1, func(l *rawLink) {
+					stalled.Store(true)
+					if what != "ping" {
+						l.write(syn(2))
+					}
+				})
+			})
+			eventually(t, "the link is down", func() bool { return a.log.count("link down") > 0 })
+			if a.log.count(`"reason":"yamux gave up `+what) != 1 {
+				t.Error("not for that reason")
+			}
+			stalled.Store(false)
+		})
 	}
 }

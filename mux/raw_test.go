@@ -21,6 +21,11 @@ type rawLink struct {
 // with its number from 0. The node knows it as "raw".
 func rawResponder(t *testing.T, edit func(*Config), serve func(i int, l *rawLink)) *node {
 	t.Helper()
+	return timedRawResponder(t, fastTiming(), edit, serve)
+}
+
+func timedRawResponder(t *testing.T, timing timing, edit func(*Config), serve func(i int, l *rawLink)) *node {
+	t.Helper()
 	ka, kb := newKey(t), newKey(t)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -47,7 +52,7 @@ func rawResponder(t *testing.T, edit func(*Config), serve func(i int, l *rawLink
 			})
 		}
 	})
-	return newNode(t, ka, []Peer{{Name: "raw", Keys: []session.PublicKey{kb.Public()}, Addresses: []string{ln.Addr().String()}}}, edit)
+	return newTimedNode(t, timing, ka, []Peer{{Name: "raw", Keys: []session.PublicKey{kb.Public()}, Addresses: []string{ln.Addr().String()}}}, edit)
 }
 
 func (l *rawLink) write(text string) {

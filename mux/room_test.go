@@ -182,6 +182,64 @@ func TestRefusedLinksAreDialedSeldom(t *testing.T) {
 	eventually(t, "the link is up", func() bool { return a.log.count("link up") == 1 })
 }
 
+// TestUselessLinksAreRedialedEverLater: of a peer that takes a link and then has
+// no use for it, whatever it answered before, and no link piles up.
+func TestUselessLinksAreRedialedEverLater(t *testing.T) {
+	t.Parallel()
+	leave := func(l *rawLink) { l.write(header(yamuxGoAway, 0, 0, 0)) }
+	end := func(l *rawLink) { l.conn.Close() }
+	for name, c := range map[string]struct {
+		after int // pings that it answers
+		then  func(*rawLink)
+	}{
+		"it leaves and stays":         {0, leave},
+		"it answers a ping and stays": {1, leave},
+		"it ends":                     {0, end},
+		"it answers a ping and ends":  {1, end},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dials := make(chan time.Time, 1000)
+			timing := fastTiming()
+			timing.tick = 100 * time.Millisecond
+			timing.backoffMin, timing.backoffMax = 80*time.Millisecond, time.Minute
+			a := timedRawResponder(t, timing, nil, func(_ int, l *rawLink) {
+				dials <- time.Now()
+				l.serve(c.after, c.then)
+			})
+			first := <-dials
+			var last time.Time
+			for range 5 {
+				last = <-dials
+			}
+			// The waits are at least half of 80, 160, 320, 640 and 1280 ms.
+			if took := last.Sub(first); took < 1240*time.Millisecond {
+				t.Errorf("dialed 6 times in %v", took)
+			}
+			eventually(t, "one link at most is left", func() bool { return len(a.allLinks()) <= 1 })
+		})
+	}
+}
+
+// serve answers some pings, does then, and answers those that still come.
+func (l *rawLink) serve(pings int, then func(*rawLink)) {
+	if pings == 0 {
+		then(l)
+	}
+	var b [yamuxHeaderLen]byte
+	for {
+		if _, err := io.ReadFull(l.conn, b[:]); err != nil {
+			return
+		}
+		if h := parseHeader(b[:]); h.kind == yamuxPing {
+			l.write(ping(flagACK, int(h.length)))
+			if pings--; pings == 0 {
+				then(l)
+			}
+		}
+	}
+}
+
 // TestViolationsAreRedialedEverLater: a link that breaks a rule comes up first,
 // and is no reason to start over with the waits.
 func TestViolationsAreRedialedEverLater(t *testing.T) {

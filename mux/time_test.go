@@ -381,3 +381,85 @@ func TestOpenAsksAtOnce(t *testing.T) {
 		}
 	})
 }
+
+// A pausedConn neither takes nor delivers anything for a while.
+type pausedConn struct {
+	net.Conn
+	until  *atomic.Int64 // nanoseconds since 1970
+	closed chan struct{}
+	once   sync.Once
+}
+
+func (c *pausedConn) pause() {
+	select {
+	case <-time.After(time.Until(time.Unix(0, c.until.Load()))):
+	case <-c.closed:
+	}
+}
+
+func (c *pausedConn) Close() error {
+	c.once.Do(func() { close(c.closed) })
+	return c.Conn.Close()
+}
+
+func (c *pausedConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	c.pause()
+	return n, err
+}
+
+func (c *pausedConn) Write(p []byte) (int, error) {
+	c.pause()
+	return c.Conn.Write(p)
+}
+
+// TestOutage: a link survives an outage that is shorter than LinkTimeout, and
+// none that is much longer.
+func TestOutage(t *testing.T) {
+	for name, c := range map[string]struct {
+		limit, outage time.Duration
+		survives      bool
+	}{
+		"9 s":               {0, 9 * time.Second, true},
+		"20 s":              {0, 20 * time.Second, false},
+		"20 s, within 30 s": {30 * time.Second, 20 * time.Second, true},
+		"9 s, of 3 s":       {3 * time.Second, 9 * time.Second, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T) { testOutage(t, c.limit, c.outage, c.survives) })
+		})
+	}
+}
+
+func testOutage(t *testing.T, limit, outage time.Duration, survives bool) {
+	var until atomic.Int64
+	a, b := pipePair(t, echo, func(c *Config) {
+		c.LinkTimeout = limit
+		if dial := c.Dialer; dial != nil {
+			c.Dialer = func(ctx context.Context, network, address string) (net.Conn, error) {
+				conn, err := dial(ctx, network, address)
+				return &pausedConn{Conn: conn, until: &until, closed: make(chan struct{})}, err
+			}
+		}
+	})
+	defer b.Close()
+	defer a.Close()
+	s, err := a.Open(context.Background(), "b", toEcho)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 20 {
+		if _, err := s.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Read(make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(700 * time.Millisecond)
+	}
+	until.Store(time.Now().Add(outage).UnixNano())
+	s.Write([]byte("x"))
+	if _, err = s.Read(make([]byte, 1)); survives && err != nil || !survives && !errors.Is(err, errDead) {
+		t.Error(err)
+	}
+}

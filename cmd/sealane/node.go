@@ -144,7 +144,7 @@ func (n *node) muxConfig(c *config.Config) mux.Config {
 		Session: session.Config{Key: c.Key, Transform: c.Transform, Padding: c.Padding},
 		Peers:   c.Peers,
 		Links:   c.Limits.Links, StreamsPerPeer: c.Limits.StreamsPerPeer, Handshakes: c.Limits.Handshakes, Memory: c.Limits.Memory,
-		HandshakeTimeout: c.Timeouts.Handshake, DialTimeout: c.Timeouts.Dial,
+		HandshakeTimeout: c.Timeouts.Handshake, DialTimeout: c.Timeouts.Dial, LinkTimeout: c.Timeouts.Link,
 		Handler: func(in *mux.Inbound) { n.proxy.Handle(in) },
 		Dialer:  n.dialLink,
 		Log:     n.logger,

@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/sealane/sealane/session"
 )
@@ -181,6 +182,27 @@ func TestReloadUnderLoad(t *testing.T) {
 		l.progress(200)
 	}
 	l.end()
+}
+
+// TestLinkTimeout: a link to a node that stands still ends after timeouts.link,
+// which a reload has changed.
+func TestLinkTimeout(t *testing.T) {
+	t.Parallel()
+	near, far := pair(t, "")
+	if err := talk(dial(t, near.forward()), "a connection\n"); err != nil {
+		t.Fatal(err)
+	}
+	near.edit("admin:", "timeouts: {link: 3s}\nadmin:")
+	near.reload()
+	begun := time.Now()
+	far.signal(syscall.SIGSTOP)
+	defer far.signal(syscall.SIGCONT)
+	if reason := near.waitFor("link down", 1)["reason"]; reason != "no sign of life from the peer" {
+		t.Errorf("the link ended: %v", reason)
+	}
+	if took := time.Since(begun); took > 14*time.Second { // the default is 15 s
+		t.Errorf("after %v", took)
+	}
 }
 
 // TestRotation changes the key of the node that is dialed, and then of the one

@@ -70,7 +70,7 @@ type Limits struct {
 
 // Timeouts are durations; 0 means no limit.
 type Timeouts struct {
-	Handshake, Dial, Idle, HalfClose, Drain time.Duration
+	Handshake, Dial, Link, Idle, HalfClose, Drain time.Duration
 }
 
 // Sandbox is room beyond what the config needs, for what later ones need.
@@ -88,7 +88,7 @@ func Default(file string) *Config {
 		File: file, Files: []string{file},
 		LogLevel: "info", LogFormat: "json", Transform: "json",
 		Limits:   Limits{Links: 1024, StreamsPerPeer: 4096, Handshakes: 64, Memory: 256 << 20},
-		Timeouts: Timeouts{Handshake: 10 * time.Second, Dial: 10 * time.Second, Drain: 30 * time.Second},
+		Timeouts: Timeouts{Handshake: 10 * time.Second, Dial: 10 * time.Second, Link: 15 * time.Second, Drain: 30 * time.Second},
 	}
 }
 
@@ -353,9 +353,10 @@ func (l *loader) timeouts(n *node) {
 	}
 	const month = 30 * 24 * time.Hour
 	l.fields(n, "timeouts",
-		// Without a limit on these two, connections that say nothing would pile up.
+		// Without a limit on these three, connections that say nothing would pile up.
 		timeout(&l.Timeouts.Handshake, "handshake", 100*time.Millisecond, 5*time.Minute),
 		timeout(&l.Timeouts.Dial, "dial", 100*time.Millisecond, 10*time.Minute),
+		timeout(&l.Timeouts.Link, "link", 3*time.Second, 10*time.Minute),
 		timeout(&l.Timeouts.Idle, "idle", 0, month),
 		timeout(&l.Timeouts.HalfClose, "half_close", 0, month),
 		timeout(&l.Timeouts.Drain, "drain", 0, month),

@@ -201,8 +201,8 @@ func dump(t *testing.T, c *Config) []byte {
 		extra.Egress = append(extra.Egress, out)
 	}
 	extra.Timeouts = map[string]string{
-		"handshake": c.Timeouts.Handshake.String(), "dial": c.Timeouts.Dial.String(), "idle": c.Timeouts.Idle.String(),
-		"half_close": c.Timeouts.HalfClose.String(), "drain": c.Timeouts.Drain.String(),
+		"handshake": c.Timeouts.Handshake.String(), "dial": c.Timeouts.Dial.String(), "link": c.Timeouts.Link.String(),
+		"idle": c.Timeouts.Idle.String(), "half_close": c.Timeouts.HalfClose.String(), "drain": c.Timeouts.Drain.String(),
 	}
 	plain := *c
 	plain.Peers, plain.Routes, plain.Egress, plain.Timeouts, plain.Key = nil, nil, nil, Timeouts{}, nil
