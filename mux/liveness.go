@@ -27,11 +27,12 @@ type observation struct {
 	after time.Duration // how long the tick was meant to take
 	luck  float64       // from 0 to 1, drawn anew each time
 
-	in    uint64 // what has arrived
-	acked uint64 // what the peer's kernel has acknowledged of what was sent
-	wire  uint64 // what the transport has taken of that
-	plain uint64 // how much plaintext was in that
-	ping  uint64 // how much plaintext was queued before and with the last ping
+	in       uint64 // what has arrived
+	acked    uint64 // what the peer's kernel has acknowledged of what was sent
+	segments uint32 // how many it has, those behind one that was lost among them
+	wire     uint64 // what the transport has taken of what was sent
+	plain    uint64 // how much plaintext was in that
+	ping     uint64 // how much plaintext was queued before and with the last ping
 
 	busy  bool // there are streams
 	asks  bool // only a pong frees what waits for it
@@ -57,11 +58,11 @@ type liveness struct {
 	limit time.Duration // how long nothing may move with a ping out
 	scale time.Duration // the Mux's tick
 
-	in, acked uint64        // at the last tick
-	heard     bool          // something has arrived in this pause
-	rest      time.Duration // of this pause
-	still     time.Duration // in which nothing arrived
-	unused    time.Duration // without streams, of a link to be closed
+	last   observation
+	heard  bool          // something has arrived in this pause
+	rest   time.Duration // of this pause
+	still  time.Duration // in which nothing arrived
+	unused time.Duration // without streams, of a link to be closed
 
 	// With a ping out.
 	asked  bool
@@ -74,9 +75,9 @@ type liveness struct {
 
 // tick looks at what has moved since the last one.
 func (v *liveness) tick(o observation) verdict {
-	arrived := o.in != v.in
-	moved := arrived || o.acked != v.acked
-	v.in, v.acked = o.in, o.acked
+	arrived := o.in != v.last.in
+	moved := arrived || o.acked != v.last.acked || o.segments != v.last.segments
+	v.last = o
 	count := func(sum *time.Duration, more bool) {
 		if *sum += o.after; !more {
 			*sum = 0

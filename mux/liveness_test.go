@@ -10,8 +10,9 @@ type moment struct {
 	n          int
 	in, acked  uint64
 	sent       uint64 // what the transport takes more, beside acked
-	ping, pong bool   // before them: the ping that was asked for is queued, and is answered
-	expect     bool   // before them: streams come
+	segments   uint32
+	ping, pong bool // before them: the ping that was asked for is queued, and is answered
+	expect     bool // before them: streams come
 }
 
 // walk plays moments, and returns the verdicts that are not alive, each with its
@@ -40,6 +41,7 @@ func walk(v *liveness, o observation, moments []moment) (verdicts map[int]verdic
 			o.after = time.Second
 			o.in += s.in
 			o.acked += s.acked
+			o.segments += s.segments
 			o.wire += s.acked + s.sent
 			o.plain = o.wire
 			note(v.tick(o))
@@ -64,6 +66,8 @@ func TestLiveness(t *testing.T) {
 			map[int]verdict{1: ask, 3: ask}},
 		// 4 MB are queued ahead of the ping, at 12 kB/s.
 		"an upload of 12 kB/s": {busy, []moment{{n: 1, acked: 12_000, sent: 4_000_000}, {n: 330, ping: true, acked: 12_000}, {n: 1, in: 12}, {n: 9, pong: true, in: 1}},
+			map[int]verdict{1: ask}},
+		"an upload behind a loss that is not mended yet": {busy, []moment{{n: 1, sent: 100_000}, {n: 20, ping: true, segments: 1}, {n: 1, acked: 100_012, in: 1}},
 			map[int]verdict{1: ask}},
 		"an upload that stops": {busy, []moment{{n: 1, acked: 12_000, sent: 4_000_000}, {n: 100, ping: true, acked: 12_000}, {n: 15}},
 			map[int]verdict{1: ask, 116: dead}},

@@ -22,22 +22,23 @@ func tuneSocket(c net.Conn, limit time.Duration) {
 	}
 }
 
-// tcpAcked returns how many bytes the peer's kernel has acknowledged.
-func tcpAcked(c net.Conn) (n uint64, ok bool) {
+// tcpAcked returns how many bytes the peer's kernel has acknowledged, and how
+// many segments: also those behind one that was lost.
+func tcpAcked(c net.Conn) (n uint64, segments uint32, ok bool) {
 	s, ok := c.(syscall.Conn)
 	if !ok {
-		return 0, false
+		return 0, 0, false
 	}
 	raw, err := s.SyscallConn()
 	if err != nil {
-		return 0, false
+		return 0, 0, false
 	}
 	ok = false
 	raw.Control(func(fd uintptr) {
 		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
 		if err == nil {
-			n, ok = info.Bytes_acked, true
+			n, segments, ok = info.Bytes_acked, info.Delivered, true
 		}
 	})
-	return n, ok
+	return n, segments, ok
 }

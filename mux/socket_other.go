@@ -14,5 +14,6 @@ func tuneSocket(c net.Conn, limit time.Duration) {
 	}
 }
 
-// tcpAcked would return how many bytes the peer's kernel has acknowledged.
-func tcpAcked(net.Conn) (uint64, bool) { return 0, false }
+// tcpAcked would return how many bytes the peer's kernel has acknowledged, and
+// how many segments.
+func tcpAcked(net.Conn) (uint64, uint32, bool) { return 0, 0, false }

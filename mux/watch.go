@@ -11,10 +11,9 @@ const sweepTicks = 5
 // measures the round trip.
 func (l *link) watch() {
 	tick := l.mux.timing.tick
-	now := l.observe(0)
-	v := &liveness{limit: l.mux.config().LinkTimeout, scale: tick, in: now.in, acked: now.acked}
+	v := &liveness{limit: l.mux.config().LinkTimeout, scale: tick, last: l.observe(0)}
 	pongs := make(chan time.Duration, 1)
-	v.ask(now)
+	v.ask(v.last)
 	go l.ping(pongs) // the handshake's round trip has its work in it
 	draw := func() time.Duration { return time.Duration(float64(tick) * (1 + rand.Float64()*(maxTick-1))) }
 	wait := draw()
@@ -58,13 +57,13 @@ func (l *link) watch() {
 func (l *link) observe(after time.Duration) observation {
 	ping := l.guard.pinged.Load()
 	stats := l.conn.Stats()
-	acked, ok := tcpAcked(l.raw)
+	acked, segments, ok := tcpAcked(l.raw)
 	if !ok {
 		acked = stats.WireOut // what this kernel has taken
 	}
 	return observation{
 		after: after, luck: rand.Float64(),
-		in: stats.WireIn, acked: acked, wire: stats.WireOut, plain: stats.TakenOut, ping: ping,
+		in: stats.WireIn, acked: acked, segments: segments, wire: stats.WireOut, plain: stats.TakenOut, ping: ping,
 		busy: l.load.Load() > 0, asks: l.guard.awaitsPong(), spare: l.surplus.Load(),
 	}
 }

@@ -43,6 +43,10 @@ func TestMain(m *testing.M) {
 		must(earlyEnd(os.Args[1]))
 	case "hear-and-wait":
 		must(hearAndWait(os.Args[1], os.Args[2]))
+	case "sink":
+		must(sink(os.Args[1]))
+	case "upload":
+		must(upload(os.Args[1], os.Args[2]))
 	default:
 		os.Exit(runTests(m))
 	}
