@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/sealane/sealane/internal/dial"
 	"github.com/sealane/sealane/session"
 	"github.com/sealane/sealane/session/container"
 )
@@ -379,11 +380,11 @@ func (m *Mux) Serve(ln net.Listener) error {
 		delete(m.listeners, ln)
 		m.mu.Unlock()
 	}()
-	again := backoff{min: m.timing.acceptBackoff, max: time.Second}
+	again := dial.Backoff{Min: m.timing.acceptBackoff, Max: time.Second}
 	for {
 		conn, err := ln.Accept()
 		if err == nil {
-			again.reset()
+			again.Reset()
 			m.arrived(conn)
 			continue
 		}
@@ -397,7 +398,7 @@ func (m *Mux) Serve(ln net.Listener) error {
 		// listener does when some are free again.
 		m.quiet.warn("accept").Err(err).Msg("cannot accept links")
 		select {
-		case <-time.After(again.wait()):
+		case <-time.After(again.Wait()):
 		case <-m.ctx.Done():
 			return nil
 		}

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/sealane/sealane/internal/dial"
 	"github.com/sealane/sealane/session"
 	"github.com/sealane/sealane/session/container"
 )
@@ -63,8 +64,8 @@ func (p *peer) endSlot(slot int) {
 // a link; slot 0 starts it again when that changes.
 func (p *peer) keepUp(slot int) {
 	t := p.mux.timing
-	again := backoff{min: t.backoffMin, max: t.backoffMax}
-	unknown := backoff{min: t.notFoundMin, max: t.notFoundMax}
+	again := dial.Backoff{Min: t.backoffMin, Max: t.backoffMax}
+	unknown := dial.Backoff{Min: t.notFoundMin, Max: t.notFoundMax}
 	for {
 		cfg, ok := p.wanted(slot)
 		if !ok {
@@ -74,9 +75,9 @@ func (p *peer) keepUp(slot int) {
 		l, err := p.dialLink(cfg, spare)
 		switch {
 		case err == nil:
-			unknown.reset()
-			if p.hold(l, slot).served() >= again.next {
-				again.reset()
+			unknown.Reset()
+			if p.hold(l, slot).served() >= again.Next() {
+				again.Reset()
 			}
 		case spare:
 			p.endSlot(slot)
@@ -84,9 +85,9 @@ func (p *peer) keepUp(slot int) {
 		default:
 			p.logFailure(err)
 		}
-		wait := again.wait()
+		wait := again.Wait()
 		if errors.Is(err, session.ErrNotFound) {
-			wait = unknown.wait()
+			wait = unknown.Wait()
 		}
 		select {
 		case <-time.After(wait):
@@ -353,56 +354,11 @@ func (p *peer) markFailed(address string) {
 	p.failed[address] = time.Now()
 }
 
-// connect tries the addresses in order, the next one when the one before has
-// failed or taken its time, and returns the first connection.
+// connect returns the first connection that comes.
 func (p *peer) connect(ctx context.Context, targets []netip.AddrPort) (net.Conn, netip.AddrPort, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	type attempt struct {
-		conn   net.Conn
-		target netip.AddrPort
-		err    error
-	}
-	results := make(chan attempt)
-	next, pending := 0, 0
-	var failures []error
-	stagger := time.NewTimer(0)
-	defer stagger.Stop()
-	for {
-		select {
-		case <-stagger.C:
-			t := targets[next]
-			next++
-			pending++
-			go func() {
-				conn, err := p.mux.dialer(ctx, "tcp", t.String())
-				select {
-				case results <- attempt{conn, t, err}:
-				case <-ctx.Done():
-					if err == nil {
-						conn.Close()
-					}
-				}
-			}()
-			if next < len(targets) {
-				stagger.Reset(p.mux.timing.stagger)
-			}
-		case a := <-results:
-			if a.err == nil {
-				return a.conn, a.target, nil
-			}
-			pending--
-			failures = append(failures, a.err)
-			p.markFailed(a.target.String())
-			if next < len(targets) {
-				stagger.Reset(0)
-			} else if pending == 0 {
-				return nil, netip.AddrPort{}, errors.Join(failures...)
-			}
-		case <-ctx.Done():
-			return nil, netip.AddrPort{}, fmt.Errorf("connecting: %w", context.Cause(ctx))
-		}
-	}
+	return dial.First(ctx, targets, p.mux.timing.stagger, func(ctx context.Context, t netip.AddrPort) (net.Conn, error) {
+		return p.mux.dialer(ctx, "tcp", t.String())
+	}, func(t netip.AddrPort, _ error) { p.markFailed(t.String()) })
 }
 
 // shake runs the handshake, with each of the peer's keys until the answer opens:

@@ -293,23 +293,6 @@ func newSlowMiddle(t testing.TB, target string, rate int) string {
 	return ln.Addr().String()
 }
 
-// TestBackoff: a peer that is not there is tried again, less and less often.
-func TestBackoff(t *testing.T) {
-	b := backoff{min: 250 * time.Millisecond, max: 5 * time.Second}
-	full := b.min
-	for i := range 10 {
-		d := b.wait()
-		if d < full/2 || d > full {
-			t.Fatalf("wait %d is %v, want %v to %v", i, d, full/2, full)
-		}
-		full = min(2*full, b.max)
-	}
-	b.reset()
-	if d := b.wait(); d > b.min {
-		t.Fatalf("wait after a reset is %v", d)
-	}
-}
-
 func TestReconnects(t *testing.T) {
 	a, _, m := pairThrough(t, echo)
 	open(t, a, "b").Close()

@@ -12,6 +12,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"github.com/sealane/sealane/internal/dial"
 	"github.com/sealane/sealane/session"
 	"github.com/sealane/sealane/session/container"
 )
@@ -145,7 +146,7 @@ var defaultTiming = timing{
 	backoffMin: 250 * time.Millisecond, backoffMax: 5 * time.Second,
 	notFoundMin: 30 * time.Second, notFoundMax: 5 * time.Minute,
 	reading: 3 * time.Second, stalled: time.Second, stalledAlike: 5 * time.Second, silent: 5 * time.Second,
-	stagger: 250 * time.Millisecond, lookAgain: 30 * time.Second,
+	stagger: dial.HeadStart, lookAgain: 30 * time.Second,
 	acceptBackoff: 5 * time.Millisecond, cutGrace: time.Second, closeGrace: 2 * time.Second,
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"slices"
 	"sync"
@@ -270,20 +269,4 @@ func (l *link) logDown() {
 	}
 	e.Str("peer", l.peerName).Str("address", l.address).Bool("dialed", l.dialed).
 		Dur("age", time.Since(l.since)).Str("reason", reason).Msg("link down")
-}
-
-// A backoff is the wait before the next attempt.
-type backoff struct {
-	min, max time.Duration
-	next     time.Duration
-}
-
-func (b *backoff) reset() { b.next = 0 }
-
-// wait returns the time to wait: half of it fixed, half at random.
-func (b *backoff) wait() time.Duration {
-	b.next = min(max(b.next, b.min), b.max)
-	d := b.next
-	b.next *= 2
-	return d/2 + rand.N(d/2+1)
 }

@@ -11,12 +11,9 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/sealane/sealane/internal/dial"
 	"github.com/sealane/sealane/mux"
 )
-
-// attemptDelay is how long an address has before the next one is tried beside
-// it (RFC 8305).
-const attemptDelay = 250 * time.Millisecond
 
 // keepAlive is for every socket towards apps and targets. Its idle time stays
 // under the 60 seconds after which the kernel forgets a half-closed redirected
@@ -152,67 +149,27 @@ func lookupFailure(ctx context.Context, name string, err error) *failure {
 }
 
 // dialAny connects to the first address that answers. They are tried in turn,
-// families alternating, each with a head start over the next.
+// families alternating.
 func (d dialer) dialAny(ctx context.Context, addrs []netip.Addr, port uint16) (net.Conn, *failure) {
-	if len(addrs) == 1 {
-		c, err := d.dialOne(ctx, addrs[0], port)
-		if err != nil {
-			return nil, dialFailure(err)
-		}
-		return c, nil
+	targets := make([]netip.AddrPort, len(addrs))
+	for i, a := range alternate(addrs) {
+		targets[i] = netip.AddrPortFrom(a, port)
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	addrs = alternate(addrs)
-	type result struct {
-		c   net.Conn
-		err error
-	}
-	results := make(chan result)
-	attempt := func(a netip.Addr) {
-		c, err := d.dialOne(ctx, a, port)
-		select {
-		case results <- result{c, err}:
-		case <-ctx.Done():
-			if err == nil {
-				c.Close()
-			}
-		}
-	}
-	timer := time.NewTimer(0)
-	defer timer.Stop()
 	var worst error
-	for started, running := 0, 0; ; {
-		select {
-		case <-timer.C:
-			if started < len(addrs) {
-				go attempt(addrs[started])
-				started++
-				running++
-				timer.Reset(attemptDelay)
-			}
-		case r := <-results:
-			if r.err == nil {
-				return r.c, nil
-			}
-			if running--; worst == nil || dialResult(r.err) == ResultRefused {
-				worst = r.err
-			}
-			if started == len(addrs) && running == 0 {
-				return nil, dialFailure(worst)
-			}
-			timer.Reset(0)
-		case <-ctx.Done():
-			if worst != nil && dialResult(worst) == ResultRefused {
-				return nil, dialFailure(worst)
-			}
-			return nil, dialFailure(ctx.Err())
+	c, _, err := dial.First(ctx, targets, dial.HeadStart, func(ctx context.Context, a netip.AddrPort) (net.Conn, error) {
+		return d.dial(ctx, "tcp", a.String())
+	}, func(_ netip.AddrPort, err error) {
+		if worst == nil || dialResult(err) == ResultRefused {
+			worst = err
 		}
+	})
+	switch {
+	case err == nil:
+		return c, nil
+	case worst == nil, ctx.Err() != nil && dialResult(worst) != ResultRefused:
+		worst = err
 	}
-}
-
-func (d dialer) dialOne(ctx context.Context, a netip.Addr, port uint16) (net.Conn, error) {
-	return d.dial(ctx, "tcp", netip.AddrPortFrom(a, port).String())
+	return nil, dialFailure(worst)
 }
 
 // alternate orders addresses so that the families take turns, each in the

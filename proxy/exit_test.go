@@ -13,6 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/sealane/sealane/internal/dial"
 	"github.com/sealane/sealane/mux"
 )
 
@@ -406,7 +407,7 @@ func TestDialStagger(t *testing.T) {
 		takes time.Duration
 	}{
 		"refuses": {func(context.Context) error { return syscall.ECONNREFUSED }, 0},
-		"silent":  {func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }, attemptDelay},
+		"silent":  {func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }, dial.HeadStart},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

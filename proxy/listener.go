@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/sealane/sealane/internal/dial"
 )
 
 // waits bound what an app can make a listener wait for.
@@ -183,12 +185,12 @@ func (s *bound) accept() {
 	if !s.fromSystemd() {
 		defer takeLast(s.Listener, func(c net.Conn) { s.owner.Load().take(c) })
 	}
-	wait := time.Duration(0)
+	again := dial.Backoff{Min: 5 * time.Millisecond, Max: time.Second}
 	for !s.isStopped() {
 		c, err := s.Accept()
 		l := s.owner.Load()
 		if err == nil {
-			wait = 0
+			again.Reset()
 			l.take(c)
 			continue
 		}
@@ -198,10 +200,9 @@ func (s *bound) accept() {
 		case l.acceptFailed(s.Listener, err):
 			continue // more may be waiting
 		}
-		wait = min(max(2*wait, 5*time.Millisecond), time.Second)
 		select {
 		case <-s.stopped:
-		case <-time.After(wait):
+		case <-time.After(again.Wait()):
 		}
 	}
 }

@@ -13,8 +13,9 @@ import (
 const module = "github.com/sealane/sealane/"
 
 // layers are the packages of the product, top first. Each may import only those
-// below it. internal/seam is what the simulator changes in them.
-var layers = []string{"cmd", "proxy", "mux", "session", "session/container", "session/loan", "internal/seam"}
+// below it. internal/dial is for proxy and mux; internal/seam is what the simulator changes in
+// them.
+var layers = []string{"cmd", "proxy", "mux", "session", "session/container", "session/loan", "internal/dial", "internal/seam"}
 
 // outside lists the packages beside the layers that a program of cmd may build
 // on. They import no layer.
