@@ -276,10 +276,11 @@ func TestReplacedLinksAreCountedOnce(t *testing.T) {
 	timing.silent = 0
 	timing.tick = time.Hour
 	b := newTimedNode(t, timing, newKey(t), []Peer{{Name: "a", Keys: []session.PublicKey{key.Public()}}}, func(c *Config) { c.Links = 2 })
-	for range 12 {
+	for i := range 12 {
 		if _, err := dialLinks(t, 1, key, b); err != nil {
 			t.Fatal(err)
 		}
+		eventually(t, "it is up", func() bool { return b.log.count("link up") == i+1 })
 	}
 	// The last handshakes may still be ending here when their initiators are done.
 	eventually(t, "two are left", func() bool { return len(b.Status()[0].Links) == 2 })
