@@ -15,8 +15,9 @@
 //
 // From the bottom up: guard checks yamux's bytes and carries those of streams
 // (guard.go, inbound.go, window.go), link owns a session and its yamux
-// connection (link.go, watch.go), Stream speaks frames (frame.go, parser.go) and passes
-// app bytes on: out in splice.go, in by receive.go and queue.go. peer keeps
-// links up (peer.go, dial.go, room.go), acceptor takes links in (accept.go), Mux
-// ties them together (mux.go).
+// connection (link.go), which watch.go looks at for liveness.go to say when it
+// has died, Stream speaks frames (frame.go, parser.go) and passes app bytes on:
+// out in splice.go, in by receive.go and queue.go. peer keeps links up (peer.go,
+// dial.go, room.go), acceptor takes links in (accept.go), Mux ties them together
+// (mux.go).
 package mux

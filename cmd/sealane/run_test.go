@@ -273,6 +273,58 @@ func (s *sidecar) client() *adminClient {
 	return c
 }
 
+// TestNoRoom: a node whose peer has no room for its link knows that, is not
+// ready, dials ever later, and lets no app wait for longer than timeouts.dial.
+func TestNoRoom(t *testing.T) {
+	t.Parallel()
+	nearKey, otherKey, farKey := newKey(t), newKey(t), newKey(t)
+	far := startSidecar(t, folder(t, farKey, `
+listen: 127.0.0.1:0
+limits: {links: 1}
+peers: [{name: near, keys: [%q]}, {name: other, keys: [%q]}]
+services: [{name: echo, address: %q, allow: [near, other]}]
+`, nearKey.Public(), otherKey.Public(), echo(t)))
+	start := func(key *session.PrivateKey) *sidecar {
+		return startSidecar(t, folder(t, key, `
+admin: unix:admin.sock
+timeouts: {dial: 1500ms}
+peers: [{name: far, keys: [%q], address: %q}]
+listeners: [{forward: 127.0.0.1:0, to: {peer: far, service: echo}}]
+`, farKey.Public(), far.waitFor("started", 1)["listen"]))
+	}
+	near := start(nearKey)
+	near.waitFor("link up", 1)
+	other := start(otherKey)
+	begun := time.Now()
+	if err := talk(dial(t, other.forward()), "x"); err == nil {
+		t.Error("it has a link")
+	} else if took := time.Since(begun); took > 10*time.Second {
+		t.Errorf("the app was refused after %v", took)
+	}
+	if err := other.client().ready(t.Context()); err == nil {
+		t.Error("it is ready")
+	}
+	_, text, err := other.client().get(t.Context(), "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	took := time.Since(begun)
+	// From 250 ms on the waits double, of which half is drawn.
+	n := 0
+	for line := range strings.Lines(string(text)) {
+		fmt.Sscanf(line, `sealane_links_total{peer="far",result="no_room"} %d`, &n)
+		if ok := `sealane_links_total{peer="far",result="ok"} `; strings.HasPrefix(line, ok) && strings.TrimSpace(line) != ok+"0" {
+			t.Error(line)
+		}
+	}
+	if n == 0 || n > 6+int(took/(2500*time.Millisecond)) {
+		t.Errorf("refused %d times in %v", n, took)
+	}
+	if err := talk(dial(t, near.forward()), "x"); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestRunAndDrain(t *testing.T) {
 	near, far := pair(t, "")
 	c := dial(t, near.forward())
