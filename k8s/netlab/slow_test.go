@@ -18,13 +18,13 @@ import (
 
 var (
 	uploading   = flag.Duration("upload", 16*time.Second, "how long a slow upload goes on")
-	linkTimeout = flag.String("link", "link: 4s", "timeouts of nodes with a slow upload")
+	linkTimeout = flag.Duration("link", 4*time.Second, "timeouts.link of the nodes that upload slowly, or have an outage")
 )
 
 const slowDB = `
 identity: db.key
 listen: 0.0.0.0:7423
-timeouts: {%s}
+timeouts: {link: %v}
 peers: [{name: app, keys: [%s]}]
 services: [{name: sink, address: "127.0.0.1:9000", allow: [app]}]
 `
@@ -32,7 +32,7 @@ services: [{name: sink, address: "127.0.0.1:9000", allow: [app]}]
 const slowApp = `
 identity: app.key
 admin: 127.0.0.1:7424
-timeouts: {%s}
+timeouts: {link: %v}
 peers: [{name: db, keys: [%s], address: "` + db4 + `:7423"}]
 listeners: [{forward: "127.0.0.1:9000", to: {peer: db, service: sink}}]
 `
@@ -42,17 +42,7 @@ listeners: [{forward: "127.0.0.1:9000", to: {peer: db, service: sink}}]
 func TestSlowUpload(t *testing.T) {
 	netlab.Need(t, "tc")
 	l := newLab(t)
-	sink := l.db.Start(helper("sink", "127.0.0.1:9000")...)
-	sink.Expect("listening", 10*time.Second)
-	appKey, dbKey := l.keygen(t, "app"), l.keygen(t, "db")
-	for name, text := range map[string]string{"app": fmt.Sprintf(slowApp, *linkTimeout, dbKey), "db": fmt.Sprintf(slowDB, *linkTimeout, appKey)} {
-		if err := os.WriteFile(filepath.Join(l.dir, name+".yaml"), []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	l.startSidecar("db")
-	app := l.startSidecar("app")
-	l.awaitLink(t)
+	sink, app := l.startSlow(t, "sink")
 	l.app.Run("tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", "96kbit", "burst", "4kb", "limit", "24kb")
 	begun := time.Now()
 	upload := l.app.Start(helper("upload", "127.0.0.1:9000", uploading.String())...)
@@ -65,6 +55,56 @@ func TestSlowUpload(t *testing.T) {
 	if !strings.Contains(sink.Output(), "times 64 KiB") {
 		t.Error("nothing has arrived")
 	}
+}
+
+// A link survives an outage of three fifths of timeouts.link, and none that is 5 s longer than that: with the default, 9 s
+// and 20 s.
+func TestOutages(t *testing.T) {
+	for what, c := range map[string]struct {
+		lasts    time.Duration
+		survives bool
+	}{"short": {*linkTimeout * 3 / 5, true}, "long": {*linkTimeout + 5*time.Second, false}} {
+		t.Run(what, func(t *testing.T) {
+			l := newLab(t)
+			_, app := l.startSlow(t, "echo")
+			in, lines := io.Pipe()
+			defer lines.Close()
+			cmd := l.app.Command(helper("converse", "127.0.0.1:9000")...)
+			cmd.Stdin = in
+			client := l.app.StartCommand(cmd)
+			fmt.Fprintln(lines, "before")
+			client.Expect("before", 10*time.Second)
+			l.router.Run("nft", "add table inet outage; add chain inet outage crossing { type filter hook forward priority 0; policy drop; }")
+			fmt.Fprintln(lines, "in the midst of it")
+			time.Sleep(c.lasts) // which is what it is about
+			l.router.Run("nft", "delete table inet outage")
+			if c.survives {
+				client.Expect("in the midst of it", 30*time.Second)
+			} else {
+				app.Expect("no sign of life from the peer", 30*time.Second)
+			}
+			if down := strings.Count(app.Output(), `"link down"`); c.survives && down > 0 {
+				t.Errorf("%d links ended", down)
+			}
+		})
+	}
+}
+
+// startSlow starts two sidecars, and behind the database's a server that this binary has.
+func (l *lab) startSlow(t *testing.T, part string) (server, app *netlab.Process) {
+	t.Helper()
+	server = l.db.Start(helper(part, "127.0.0.1:9000")...)
+	server.Expect("listening", 10*time.Second)
+	appKey, dbKey := l.keygen(t, "app"), l.keygen(t, "db")
+	for name, text := range map[string]string{"app": fmt.Sprintf(slowApp, *linkTimeout, dbKey), "db": fmt.Sprintf(slowDB, *linkTimeout, appKey)} {
+		if err := os.WriteFile(filepath.Join(l.dir, name+".yaml"), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l.startSidecar("db")
+	app = l.startSidecar("app")
+	l.awaitLink(t)
+	return server, app
 }
 
 // upload sends as much as is taken, for a while.
