@@ -213,12 +213,13 @@ func TestEachLinkIsRedialedSoon(t *testing.T) {
 	a := newTimedNode(t, timing, ka, []Peer{{Name: "b", Keys: []session.PublicKey{kb.Public()}, Addresses: []string{m.addr()}}}, nil)
 	for range 16 { // the last wait would be minutes
 		open(t, a, "b").Close()
+		var links []*link
 		eventually(t, "it has lasted as long as a wait", func() bool {
-			links := a.allLinks()
+			links = a.allLinks()
 			return len(links) == 1 && links[0].served() > 2*timing.backoffMin
 		})
 		m.kill(0)
-		eventually(t, "the link is gone", func() bool { return len(linkAddresses(a)) == 0 })
+		<-links[0].done
 	}
 	open(t, a, "b").Close()
 }
