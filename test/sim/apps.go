@@ -122,9 +122,12 @@ type side struct {
 	whole    atomic.Bool // it has seen the end
 	paused   bool
 
+	over atomic.Bool // run has ended
+
 	mu      sync.Mutex
 	changed sync.Cond // got has, or err
 	err     error     // the first
+	resetAt time.Time // when it gave up a stream that was not over; zero: it did not
 }
 
 func (a *app) newSide(party Party, c duplex) *side {
@@ -178,7 +181,10 @@ func (s *side) arrived(p []byte) {
 // end checks a clean end: it is one only if all has come and the other side
 // has ended, too.
 func (s *side) end() {
+	s.mu.Lock()
 	s.whole.Store(true)
+	s.changed.Broadcast()
+	s.mu.Unlock()
 	for _, o := range s.app.others(s.party) {
 		if s.got.Load() == s.in.Length && o.ended.Load() {
 			return
@@ -193,6 +199,7 @@ func (s *side) run() {
 	both.Go(func() { s.failed(s.write()) })
 	both.Go(func() { s.failed(s.read()) })
 	both.Wait()
+	s.over.Store(true)
 	if err := s.failure(); err != nil {
 		s.conn.abort()
 		s.app.world.story.add(s.app.String(), "%s: sent %d of %d, got %d of %d: %v", s.party, s.sent.Load(), s.out.Length,
@@ -201,6 +208,7 @@ func (s *side) run() {
 	}
 	s.conn.Close()
 	s.app.world.story.add(s.app.String(), "%s is done", s.party)
+	s.heard()
 }
 
 var errPlanned = errors.New("reset, as planned")
@@ -217,8 +225,33 @@ func (s *side) failed(err error) {
 	}
 	s.changed.Broadcast()
 	s.mu.Unlock()
-	if first {
-		s.conn.abort()
+	if !first {
+		return
+	}
+	s.conn.abort()
+	if c, ok := s.conn.(rawStream); ok && err == errPlanned && c.Err() != nil {
+		s.mu.Lock()
+		s.resetAt = time.Now()
+		s.mu.Unlock()
+	}
+}
+
+// hearing is much more than a reset takes to the other end of a calm world.
+const hearing = 2 * time.Minute
+
+// heard checks that who has ended well was not given up long before.
+func (s *side) heard() {
+	w := s.app.world
+	if !w.plan.calm() {
+		return
+	}
+	for _, o := range s.app.others(s.party) {
+		o.mu.Lock()
+		at := o.resetAt
+		o.mu.Unlock()
+		if !at.IsZero() && time.Since(at) > hearing {
+			w.fail("unheard reset", "%v: its %s ends well, and its %s has reset it %v before", s.app, s.party, o.party, time.Since(at))
+		}
 	}
 }
 
@@ -234,9 +267,15 @@ func (s *side) moved(total *atomic.Int64, n int) {
 	s.mu.Lock()
 	s.changed.Broadcast()
 	s.mu.Unlock()
-	if s.resets() {
-		go s.failed(errPlanned) // who gives to a sink must not be made to wait
+	if !s.resets() {
+		return
 	}
+	go func() { // who gives to a sink must not be made to wait
+		time.Sleep(s.app.plan.ResetAfter)
+		if !s.over.Load() {
+			s.failed(errPlanned)
+		}
+	}()
 }
 
 func (s *side) resets() bool {
@@ -276,7 +315,7 @@ func (s *side) next(p []byte) (int, error) {
 		return 0, err
 	}
 	n := int(min(int64(len(p)), may))
-	if s.outDraw.chance(0.5) {
+	if !s.out.Even && s.outDraw.chance(0.5) {
 		n = s.outDraw.between(1, n)
 	}
 	s.stream.Fill(p[:n], offset)
@@ -301,11 +340,24 @@ func (s *side) write() error {
 		return err
 	}
 	time.Sleep(s.out.EndAfter)
+	if err := s.awaitEnd(); err != nil {
+		return err
+	}
 	s.ended.Store(true)
 	if err := s.conn.CloseWrite(); err != nil {
 		return fmt.Errorf("close write: %w", err)
 	}
 	return nil
+}
+
+// awaitEnd waits for the other's end, if this side ends last.
+func (s *side) awaitEnd() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.app.plan.Last == s.party && !s.whole.Load() && s.err == nil {
+		s.changed.Wait()
+	}
+	return s.err
 }
 
 func (s *side) writeChunks() error {
@@ -394,11 +446,29 @@ func (s *side) read() (err error) {
 		if err = read(); !errors.Is(err, os.ErrDeadlineExceeded) {
 			break
 		}
+		s.doze()
 	}
 	if err == nil {
 		s.end()
 	}
 	return err
+}
+
+// doze leaves a stream alone until there is something to read, as a proxy does
+// with one that is idle. A proxy takes less time for it.
+func (s *side) doze() {
+	c, ok := s.conn.(rawStream)
+	if !ok || !s.in.Doze {
+		return
+	}
+	time.Sleep(s.inDraw.log(5 * time.Second))
+	c.SetReadDeadline(time.Time{})
+	woken := make(chan struct{}, 2)
+	wake := func() { woken <- struct{}{} }
+	c.OnAbort(wake)
+	if c.Err() == nil && c.Sleep(wake) {
+		<-woken
+	}
 }
 
 func (s *side) readChunks() error {
@@ -576,6 +646,9 @@ func (w *world) dialTarget(ctx context.Context, p *process, address string) (net
 		w.ends.Go(func() { a.announced(pair.ends[1]) })
 	} else {
 		a.serve(pair.ends[1])
+	}
+	if a.plan.Target == TargetSlow { // it is connected, and who has dialed does not know yet
+		time.Sleep(time.Duration(w.draws(1000)) * time.Millisecond)
 	}
 	return pair.ends[0], nil
 }

@@ -31,6 +31,7 @@ type voice struct {
 	theirs  pattern.Checker
 	sung    *atomic.Int64 // what the other has given to Write
 	records int
+	brim    bool
 }
 
 // duet has two ends of a session talk, and checks what a Conn guarantees: who
@@ -51,11 +52,11 @@ func (w *world) duet(i int, plan *Duet) {
 	upStream, downStream := streamOf(1000+i, Client), streamOf(1000+i, Server)
 	a := &voice{
 		world: w, who: who + ", who closes", conn: there, draw: newDraw(w.plan.Seed, uint64(100+2*i)), own: upStream, length: plan.Up,
-		chunk: plan.Chunk, written: &up, theirs: pattern.Checker{Stream: downStream, Length: plan.Down}, sung: &down, records: plan.Records,
+		chunk: plan.Chunk, written: &up, theirs: pattern.Checker{Stream: downStream, Length: plan.Down}, sung: &down, records: plan.Records, brim: plan.Brim,
 	}
 	b := &voice{
 		world: w, who: who + ", the other", conn: here, draw: newDraw(w.plan.Seed, uint64(101+2*i)), own: downStream, length: plan.Down,
-		chunk: plan.Chunk, written: &down, theirs: pattern.Checker{Stream: upStream, Length: plan.Up}, sung: &up, records: plan.Records,
+		chunk: plan.Chunk, written: &down, theirs: pattern.Checker{Stream: upStream, Length: plan.Up}, sung: &up, records: plan.Records, brim: plan.Brim,
 	}
 	var all sync.WaitGroup
 	all.Go(func() { b.sing() })
@@ -120,7 +121,7 @@ func (w *world) shake(i int, plan *Duet) (there, here *session.Conn, err error) 
 // sing writes all that this end has to say, in all the ways that a Conn has.
 func (v *voice) sing() error {
 	for sent := int64(0); sent < v.length; {
-		p := make([]byte, min(v.length-sent, int64(v.draw.between(1, v.chunk))))
+		p := make([]byte, min(v.length-sent, int64(v.next())))
 		v.own.Fill(p, sent)
 		sent += int64(len(p))
 		v.written.Store(sent)
@@ -129,6 +130,17 @@ func (v *voice) sing() error {
 		}
 	}
 	return nil
+}
+
+// next is how much is written next.
+func (v *voice) next() int {
+	switch {
+	case !v.brim:
+		return v.draw.between(1, v.chunk)
+	case v.draw.chance(0.5):
+		return v.draw.between(1, 100)
+	}
+	return session.MaxBody - v.draw.between(0, 100)
 }
 
 func (v *voice) write(p []byte) error {

@@ -40,6 +40,7 @@ func Generate(seed uint64) *Plan {
 		n := &p.Nodes[d.IntN(count)]
 		n.Idle, n.HalfClose = 5*time.Second+d.upTo(time.Minute), 5*time.Second+d.upTo(time.Minute)
 	}
+	generateScene(d, p)
 	generateDoors(newDraw(seed, 5), p)
 	generateLimits(newDraw(seed, 6), p)
 	return p
@@ -168,6 +169,12 @@ func generateApp(d draw, p *Plan) App {
 	if d.chance(0.1) {
 		a.Patience = d.log(10 * time.Second)
 	}
+	if d.chance(0.15) {
+		a.Last = pick(d, Client, Server)
+	}
+	if a.Target == TargetSlow && d.chance(0.5) { // which may be connected just then
+		a.Patience = time.Second + d.upTo(5*time.Second)
+	}
 	return a
 }
 
@@ -190,6 +197,7 @@ func generateHalf(d draw) Half {
 	}
 	if d.chance(0.2) {
 		h.Hurry = max(20*time.Millisecond, d.log(5*time.Second))
+		h.Doze = d.chance(0.5)
 	}
 	if d.chance(0.3) {
 		h.EndAfter = d.log(20 * time.Second)
@@ -204,6 +212,7 @@ func generateDuets(d draw, p *Plan) {
 			From: from, To: (from + 1 + d.IntN(len(p.Nodes)-1)) % len(p.Nodes), Start: d.upTo(span),
 			Up: d.spread(0, 2<<20), Down: d.spread(0, 2<<20), Chunk: int(d.spread(4<<10, 256<<10)),
 			Records: pick(d, 0, 1, 4, session.MaxRecords), Closes: pick(d, 1, 1, 2, 3), Gap: d.log(2 * time.Second),
+			Brim: d.chance(0.4),
 		})
 	}
 }

@@ -79,6 +79,9 @@ type App struct {
 	Patience  time.Duration `json:",omitzero"` // the client gives up opening after so long; 0: hardly ever
 	Reset     Party         `json:",omitzero"` // resets the connection
 	ResetAt   int64         `json:",omitzero"` // once it has written and read so many bytes
+
+	ResetAfter time.Duration `json:",omitzero"` // and so long after that
+	Last       Party         `json:",omitzero"` // ends its direction only once it has seen the other's end
 }
 
 // Via is a proxy's listener.
@@ -119,6 +122,7 @@ type Duet struct {
 	Up, Down int64         `json:",omitzero"` // bytes
 	Chunk    int           `json:",omitzero"` // bytes that are written together, at most
 	Records  int           `json:",omitzero"` // that are read together; 0: bytes are
+	Brim     bool          `json:",omitzero"` // what is written fills a record but for a few bytes, or is a few bytes
 	Closes   int           `json:",omitzero"` // callers of Close
 	Gap      time.Duration `json:",omitzero"` // between them
 }
@@ -147,9 +151,11 @@ type Half struct {
 	Length   int64         `json:",omitzero"`
 	Lazy     bool          `json:",omitzero"` // the writer has the stream read from it
 	Chunk    int           `json:",omitzero"` // bytes that are written together, at most
+	Even     bool          `json:",omitzero"` // always so many
 	Sink     bool          `json:",omitzero"` // the reader has the stream write to it
 	Room     int           `json:",omitzero"` // bytes that are read together, at most
 	Hurry    time.Duration `json:",omitzero"` // the reader's deadline: it gives up after so long, and tries again; 0: none
+	Doze     bool          `json:",omitzero"` // it does not, but waits to be woken
 	PauseAt  int64         `json:",omitzero"` // the reader stops there
 	Pause    time.Duration `json:",omitzero"` // for so long
 	EndAfter time.Duration `json:",omitzero"` // all is written; then comes the end
