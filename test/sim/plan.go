@@ -251,6 +251,9 @@ func (p *Plan) longestStall() (longest time.Duration) {
 	return longest
 }
 
+// quick says that nothing has to wait long for what is before it.
+func (p *Plan) quick() bool { return p.Net.Bandwidth == 0 || p.Net.Bandwidth > 3e6 }
+
 // still says that the network has no faults at all.
 func (p *Plan) still() bool { return len(p.Faults) == 0 }
 

@@ -229,6 +229,7 @@ func (w *world) roundTrips() {
 			}
 			half := Half{Length: 100e3, Chunk: 40e3, Room: 40e3}
 			plan := &App{ID: len(w.apps), From: i, To: j, Target: TargetOK, Up: half, Down: half, Turns: 2}
+			plan.Up.Lazy = true // and so takes of the link's buffers
 			w.apps = append(w.apps, newApp(w, plan))
 		}
 	}
