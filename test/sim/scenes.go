@@ -44,8 +44,9 @@ func generateJam(d draw, p *Plan) {
 		quit = 0.9
 		p.Nodes[a].Buffers = d.between(1, 3)
 	case 1:
-		quit, exact, most, within = 0, 1, 6, 8*time.Second
+		quit, exact, most, within = 0, 1, 10, 2*time.Second
 		p.Nodes[a].Batch = 1
+		p.Net = Net{Latency: d.log(100 * time.Microsecond), Bandwidth: int(d.spread(700e3, 2e6)), Buffer: int(d.spread(8<<10, 64<<10)), Pieces: p.Net.Pieces}
 	}
 	for range d.between(3, most) {
 		app := App{From: a, To: b, Target: TargetOK, Start: d.upTo(within), Up: generateBulk(d, exact), Down: generateBulk(d, 0)}
@@ -62,7 +63,7 @@ func generateJam(d draw, p *Plan) {
 	}
 	for range d.between(1, 2) {
 		// Small frames have small windows, and so many grants.
-		cargo := Half{Length: d.spread(300<<10, 1500<<10), Chunk: d.between(2<<10, 8<<10), Even: true, Sink: true, Room: 128 << 10}
+		cargo := Half{Length: d.spread(1<<20, 3<<20), Chunk: d.between(4<<10, 8<<10), Even: true, Sink: true, Room: 1 << 20}
 		p.add(App{From: a, To: b, Target: TargetOK, Start: d.upTo(time.Second), Up: Half{Length: 1, Chunk: 1, Room: 1}, Down: cargo})
 	}
 }
@@ -76,7 +77,7 @@ func generateBulk(d draw, exact float64) Half {
 	h := Half{Length: d.spread(200<<10, 1<<20), Lazy: d.chance(0.7), Sink: d.chance(0.7), Even: true, Room: 128 << 10}
 	h.Chunk = pick(d, int(d.spread(64<<10, 1<<20)), fullFrame-d.between(0, 24), 8*session.MaxBody)
 	if d.chance(exact) {
-		h.Length, h.Chunk, h.EndAfter = int64(d.between(1, 4)*fullFrame), fullFrame, d.upTo(10*time.Second)
+		h.Length, h.Chunk, h.EndAfter = int64(pick(d, 1, 2, 2, 2, 3)*fullFrame), fullFrame, d.upTo(10*time.Second)
 	}
 	return h
 }
