@@ -310,3 +310,43 @@ func TestResetGivesItsBuffersBack(t *testing.T) {
 		t.Fatal(got, err)
 	}
 }
+
+// A thirsty LazyReader always has something, and says when it got no buffer.
+type thirsty struct {
+	pond
+	none chan struct{}
+}
+
+func (r *thirsty) ReadLazy(take func() [][]byte, drop func()) (int, error) {
+	n, err := r.pond.ReadLazy(take, drop)
+	if n == 0 {
+		select {
+		case r.none <- struct{}{}:
+		default:
+		}
+	}
+	return n, err
+}
+
+// TestBufferOfWhoHasLeft: a stream that waits for a buffer of its link gets the
+// one that came when another, which had waited for longer, was over.
+func TestBufferOfWhoHasLeft(t *testing.T) {
+	handler, streams := accepted()
+	a, _ := pair(t, handler, nil, nil)
+	first, second := open(t, a, "b"), open(t, a, "b")
+	<-streams
+	<-streams
+	pool := &first.link.buffers
+	pool.get(linkBuffers)
+	sent := second.flow
+	for _, s := range []*Stream{first, second} {
+		r := &thirsty{none: make(chan struct{}, 1)}
+		go s.ReadFrom(r)
+		<-r.none
+		time.Sleep(10 * time.Millisecond) // nothing shows that it waits; without that the test finds nothing
+	}
+	first.Reset(ResetApp)
+	pool.put(1)
+	eventually(t, "the second sends", func() bool { return second.link.guard.credit(sent) < initialWindow/2 })
+	second.Reset(ResetApp)
+}

@@ -40,6 +40,7 @@ func (s *Stream) ReadFrom(src io.Reader) (total int64, err error) {
 	lazy := Lazy(src)
 	b := burst{want: 1, pool: &s.link.buffers}
 	take, drop := b.take, b.drop
+	defer b.pool.pass()
 	for {
 		if b.credit, err = s.awaitCredit(frameHeaderLen + 1); err != nil {
 			return total, err
@@ -135,6 +136,16 @@ func (p *bufferPool) await() {
 	defer p.mu.Unlock()
 	if p.left == 0 {
 		p.some.Wait()
+	}
+}
+
+// pass is for one that leaves: it may have been woken for a buffer that it did
+// not take, as its stream was over, and that another waits for.
+func (p *bufferPool) pass() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.left > 0 {
+		p.some.Signal()
 	}
 }
 

@@ -252,7 +252,7 @@ func (w *world) roundTrips() {
 func (w *world) close() {
 	for _, n := range w.nodes {
 		for _, p := range n.running() {
-			p.close()
+			within(patience, p.close, func() { w.fail("close waits", "%s does not end", n.name) })
 		}
 	}
 	time.Sleep(closingTime)
@@ -282,7 +282,7 @@ func (w *world) fail(kind, format string, args ...any) {
 	buf := make([]byte, 1<<20)
 	w.onFailure(Failure{
 		Seed: w.plan.Seed, Kind: kind, Text: fmt.Sprintf(format, args...), Story: w.story.String(),
-		Stack: string(buf[:runtime.Stack(buf, kind == "app waits" || kind == "operator waits")]),
+		Stack: string(buf[:runtime.Stack(buf, strings.HasSuffix(kind, " waits"))]),
 	})
 }
 
