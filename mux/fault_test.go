@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/sealane/sealane/session"
 )
 
 // TestFaults kills links at random moments under load. Every transfer is whole
@@ -141,4 +143,61 @@ func TestWhatYamuxGivesUp(t *testing.T) {
 			stalled.Store(false)
 		})
 	}
+}
+
+// TestDeathBesideAnEndThatIsLate: a link that takes nothing any more is found
+// dead in time although it is full and a stream's end was not answered for long.
+// What is due for that stream has to wait behind all that is queued; the look for
+// signs of life has not.
+func TestDeathBesideAnEndThatIsLate(t *testing.T) {
+	t.Parallel()
+	var stalled atomic.Bool
+	ka, kb := newKey(t), newKey(t)
+	handler, streams := accepted()
+	b := newNode(t, kb, []Peer{{Name: "a", Keys: []session.PublicKey{ka.Public()}}}, func(c *Config) {
+		c.Handler, c.LinkTimeout = handler, time.Hour
+	})
+	timing := fastTiming()
+	timing.tick = 100 * time.Millisecond
+	a := newTimedNode(t, timing, ka, []Peer{{Name: "b", Keys: []session.PublicKey{kb.Public()}, Addresses: []string{b.addr}}}, func(c *Config) {
+		c.LinkTimeout = 2 * time.Second
+		c.Dialer = func(ctx context.Context, network, address string) (net.Conn, error) {
+			conn, err := new(net.Dialer).DialContext(ctx, network, address)
+			return &stalling{Conn: conn, stalled: &stalled, closed: make(chan struct{})}, err
+		}
+	})
+	late := open(t, a, "b")
+	far := <-streams // whose app reads nothing
+	late.Write(make([]byte, 100_000))
+	late.CloseWrite()
+	far.CloseWrite()
+	if _, err := io.Copy(io.Discard, late); err != nil {
+		t.Fatal(err)
+	}
+	var full []*Stream
+	for range 32 {
+		full = append(full, open(t, a, "b"))
+	}
+	l := a.allLinks()[0]
+	eventually(t, "its end is out", func() bool {
+		l.guard.mu.Lock()
+		defer l.guard.mu.Unlock()
+		return late.flow.localFin
+	})
+	stalled.Store(true)
+	var writers sync.WaitGroup
+	for _, s := range full {
+		writers.Go(func() { s.Write(make([]byte, initialWindow)) })
+	}
+	l.guard.mu.Lock()
+	late.flow.closing = time.Now().Add(-2 * closeTimeout)
+	l.guard.mu.Unlock()
+	select {
+	case <-l.dead:
+	case <-time.After(8 * time.Second):
+		t.Error("the link's death goes unnoticed")
+		l.fail(errDead)
+	}
+	writers.Wait()
+	stalled.Store(false)
 }

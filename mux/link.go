@@ -113,6 +113,7 @@ func (l *link) run() {
 	wg.Go(l.accept)
 	wg.Go(l.opener)
 	wg.Go(l.watch)
+	wg.Go(l.sweep)
 	select {
 	case <-l.ys.CloseChan():
 	case <-l.conn.Done():

@@ -7,8 +7,23 @@ import (
 
 const sweepTicks = 5
 
+// sweep ends streams whose end the peer does not answer. It may wait for as long
+// as the link is full, so watch does not do it.
+func (l *link) sweep() {
+	timer := time.NewTicker(sweepTicks * l.mux.timing.tick)
+	defer timer.Stop()
+	for {
+		select {
+		case now := <-timer.C:
+			l.guard.sweep(now)
+		case <-l.dead:
+			return
+		}
+	}
+}
+
 // watch lets a liveness look at the link, and does what it says. A ping also
-// measures the round trip.
+// measures the round trip. Nothing here may wait for the link to take something.
 func (l *link) watch() {
 	tick := l.mux.timing.tick
 	v := &liveness{limit: l.mux.config().LinkTimeout, scale: tick, last: l.observe(0)}
@@ -19,13 +34,10 @@ func (l *link) watch() {
 	wait := draw()
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
-	for ticks := 1; ; {
+	for {
 		next := alive
 		select {
 		case <-timer.C:
-			if ticks++; ticks%sweepTicks == 0 {
-				l.guard.sweep(time.Now())
-			}
 			if limit := l.mux.config().LinkTimeout; limit != v.limit {
 				v.limit = limit
 				tuneSocket(l.raw, limit)
