@@ -54,8 +54,13 @@ func First(ctx context.Context, addrs []netip.AddrPort, headStart time.Duration,
 			return nil, netip.AddrPort{}, fmt.Errorf("connecting: %w", ctx.Err())
 		}
 	}
+	if len(failures) == 0 {
+		return nil, netip.AddrPort{}, errNowhere
+	}
 	return nil, netip.AddrPort{}, errors.Join(failures...)
 }
+
+var errNowhere = errors.New("no address to connect to")
 
 type result struct {
 	conn net.Conn
@@ -89,8 +94,7 @@ func (b *Backoff) Next() time.Duration { return b.next }
 
 // Wait returns the time to wait: half of it fixed, half at random.
 func (b *Backoff) Wait() time.Duration {
-	b.next = min(max(b.next, b.Min), b.Max)
-	d := b.next
-	b.next *= 2
+	d := min(max(b.next, b.Min), b.Max)
+	b.next = min(2*d, b.Max)
 	return d/2 + rand.N(d/2+1)
 }

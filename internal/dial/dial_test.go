@@ -88,6 +88,9 @@ func TestBackoff(t *testing.T) {
 	b := Backoff{Min: 250 * time.Millisecond, Max: 5 * time.Second}
 	full := b.Min
 	for i := range 10 {
+		if next := b.Next(); i > 0 && next != full {
+			t.Fatalf("wait %d is told to be %v, want %v", i, next, full)
+		}
 		d := b.Wait()
 		if d < full/2 || d > full {
 			t.Fatalf("wait %d is %v, want %v to %v", i, d, full/2, full)
@@ -97,5 +100,12 @@ func TestBackoff(t *testing.T) {
 	b.Reset()
 	if d := b.Wait(); d > b.Min {
 		t.Fatalf("wait after a reset is %v", d)
+	}
+}
+
+// TestNowhere: no address is no connection.
+func TestNowhere(t *testing.T) {
+	if c, _, err := First(t.Context(), nil, HeadStart, nil, nil); c != nil || err == nil {
+		t.Fatal(c, err)
 	}
 }
