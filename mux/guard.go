@@ -324,7 +324,9 @@ func (g *guard) check(p []byte) (err error) {
 func (g *guard) Write(p []byte) (int, error) {
 	err := g.write(p)
 	if err != nil {
-		g.conn.Abort(err)
+		if !g.closing.Load() { // else it is refused because of that, which has its time
+			g.conn.Abort(err)
+		}
 		select {
 		case <-g.readDone:
 		case <-time.After(time.Second):

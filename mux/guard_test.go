@@ -550,6 +550,21 @@ func testGuardGivesUpOnAFIN(t *testing.T) {
 	}
 }
 
+// TestNoHeaderCutsAClose: what yamux still writes while the sealed close is under
+// way is refused, and ends nothing: what was queued before it gets its time.
+func TestNoHeaderCutsAClose(t *testing.T) {
+	g, w := testGuard()
+	g.readOnce.Do(func() { close(g.readDone) })
+	g.closeConn()
+	w.broken = true
+	if err := say(g, ping(flagACK, 1)); err == nil {
+		t.Error("written all the same")
+	}
+	if w.aborted != nil {
+		t.Error("cut:", w.aborted)
+	}
+}
+
 // FuzzGuard: whatever comes, in whatever pieces, the guard gives yamux the same
 // bytes and the same verdict, only whole legal headers, and holds nothing back.
 func FuzzGuard(f *testing.F) {

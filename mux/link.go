@@ -168,9 +168,9 @@ func (l *link) fail(err error) {
 }
 
 // yamuxFailed ends a link whose yamux has given something up and would not do
-// it again, if that is not because it has ended.
+// it again, if that is not because it has ended, or is being closed.
 func (l *link) yamuxFailed(what string, err error) {
-	if !l.ys.IsClosed() {
+	if l.cause() == nil && !l.ys.IsClosed() {
 		l.fail(fmt.Errorf("yamux gave up %s: %w", what, err))
 	}
 }
