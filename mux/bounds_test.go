@@ -40,9 +40,9 @@ func TestUnreadStreamStopsOnlyItself(t *testing.T) {
 	}
 }
 
-// TestMemoryBudget: over it, new streams are refused and the greediest is
-// reset, and then all goes on.
-func TestMemoryBudget(t *testing.T) {
+// TestMemoryIsGranted: windows shrink until the memory is full of them, then
+// new streams are refused, and no stream is reset that nobody reads.
+func TestMemoryIsGranted(t *testing.T) {
 	const limit = 1 << 20
 	handler, streams := accepted()
 	refused := make(chan Limit, 1000)
@@ -52,47 +52,53 @@ func TestMemoryBudget(t *testing.T) {
 	})
 	good := open(t, a, "b")
 	goodFar := <-streams
-	var errs = make(chan error, 8)
-	var greedy []*Stream
-	for range 8 {
-		greedy = append(greedy, open(t, a, "b"))
+	var idle []*Stream
+	for {
+		x, err := a.Open(testContext(t), "b", toEcho)
+		var answer *OpenError
+		if errors.As(err, &answer) && answer.Status == StatusOverloaded {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
 		<-streams
+		idle = append(idle, x)
+		go io.Copy(x, endless{})
 	}
-	for _, x := range greedy {
-		go func() {
-			_, err := io.Copy(x, endless{})
-			errs <- err
-		}()
-	}
-	var r *ResetError
-	if err := <-errs; !errors.As(err, &r) || r.Code != ResetOverloaded {
-		t.Fatal(err)
+	if n := len(idle); n < limit/2/floor || n > limit/floor {
+		t.Fatalf("refused after %d streams", n)
 	}
 	if l := <-refused; l != LimitMemory {
 		t.Fatal(l)
 	}
-	eventually(t, "the budget is kept", func() bool { used, _ := b.Unread(); return used <= limit })
-	// While the rest fill the budget to its brim, any stream may be the greediest.
-	for _, x := range greedy {
-		x.Reset(ResetApp)
+	for _, x := range idle {
+		eventually(t, "its window is full", func() bool { return x.link.guard.credit(x.flow) <= frameHeaderLen })
 	}
-	eventually(t, "the budget is free", func() bool { used, _ := b.Unread(); return used == 0 })
-	want := randomBytes(1, 2<<20)
-	go func() { good.Write(want); good.CloseWrite() }()
-	got, err := io.ReadAll(goodFar)
-	if err != nil || !bytes.Equal(got, want) {
-		t.Fatal(len(got), err)
+	if granted := b.Granted(); granted > limit {
+		t.Fatalf("%d bytes granted", granted)
 	}
-	// Over the budget, OPEN is answered at once.
-	b.budget.add(limit + 1)
+	if used, _ := b.Unread(); used > limit {
+		t.Fatalf("%d bytes of memory", used)
+	}
 	var oe *OpenError
-	if _, err := a.Open(testContext(t), "b", toEcho); !errors.As(err, &oe) || oe.Status != StatusOverloaded {
-		t.Fatal(err)
-	}
 	if _, err := b.Open(testContext(t), "a", toEcho); !errors.As(err, &oe) || oe.Status != StatusOverloaded {
 		t.Fatal(err)
 	}
-	b.budget.release(limit + 1)
+	want := randomBytes(1, 2<<20)
+	go func() { good.Write(want); good.CloseWrite() }()
+	if got, err := io.ReadAll(goodFar); err != nil || !bytes.Equal(got, want) {
+		t.Fatal(len(got), err)
+	}
+	for _, x := range idle {
+		if err := x.Err(); err != nil {
+			t.Fatal(err)
+		}
+		x.Reset(ResetApp)
+	}
+	goodFar.CloseWrite()
+	io.Copy(io.Discard, good)
+	eventually(t, "nothing is held", func() bool { used, _ := b.Unread(); return used == 0 && b.Granted() == 0 })
 	open(t, a, "b").Close()
 }
 
@@ -378,40 +384,6 @@ func TestConfigIsChecked(t *testing.T) {
 	} {
 		if _, err := New(cfg); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %q", err, want)
-		}
-	}
-}
-
-// TestMemoryTakesOnlyTheLargest: once enough was reset the others go on.
-func TestMemoryTakesOnlyTheLargest(t *testing.T) {
-	const limit = 768 << 10
-	handler, streams := accepted()
-	a, b := pair(t, handler, nil, func(c *Config) { c.Memory = limit })
-	want := randomBytes(1, 64<<10)
-	var small []*Stream
-	for range 6 {
-		x := open(t, a, "b")
-		small = append(small, <-streams)
-		x.Write(want)
-		x.CloseWrite()
-	}
-	ended := make(chan error, 2)
-	for range 2 { // the first alone stays within the budget
-		x := open(t, a, "b")
-		<-streams
-		go func() {
-			_, err := io.Copy(x, endless{})
-			ended <- err
-		}()
-	}
-	var r *ResetError
-	if err := <-ended; !errors.As(err, &r) || r.Code != ResetOverloaded {
-		t.Fatal(err)
-	}
-	eventually(t, "the budget is kept", func() bool { used, _ := b.Unread(); return used <= limit })
-	for i, s := range small {
-		if got, err := io.ReadAll(s); err != nil || !bytes.Equal(got, want) {
-			t.Fatalf("stream %d: %d bytes, %v", i, len(got), err)
 		}
 	}
 }

@@ -110,7 +110,7 @@ func TestSecondGrantOnABusyLink(t *testing.T) {
 		w.text, w.full = "", true
 		f := g.flows[1]
 		g.mu.Lock()
-		n := f.recvCredit
+		n := f.window.credit
 		g.mu.Unlock()
 		if _, err := play(g, w, in(data(1, n))); err != nil {
 			t.Fatal(err)
@@ -121,7 +121,7 @@ func TestSecondGrantOnABusyLink(t *testing.T) {
 			defer g.writeMu.Unlock()
 			g.mu.Lock()
 			defer g.mu.Unlock()
-			return f.recvCredit > 0
+			return f.window.credit > 0
 		})
 	}
 }

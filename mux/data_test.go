@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -147,14 +148,14 @@ func TestReadFromIsBounded(t *testing.T) {
 // TestQueueCountsMemory: the budget knows what a queue takes, whatever the
 // sizes of the pieces.
 func TestQueueCountsMemory(t *testing.T) {
-	q := queue{budget: newBudget(1 << 40)}
+	q := queue{unread: new(atomic.Int64)}
 	var want []byte
 	for n := range 300 {
 		p := randomBytes(uint64(n), n*n)
 		want = append(want, p...)
 		q.add(p)
 	}
-	if used := q.budget.used.Load(); used < int64(len(want)) || used > int64(len(want))+64<<10 {
+	if used := q.unread.Load(); used < int64(len(want)) || used > int64(len(want))+64<<10 {
 		t.Fatalf("%d bytes take %d", len(want), used)
 	}
 	got := make([]byte, 0, len(want))
@@ -167,8 +168,8 @@ func TestQueueCountsMemory(t *testing.T) {
 		got = append(got, c.bytes()...)
 		q.free(c)
 	}
-	if !bytes.Equal(got, want) || q.budget.used.Load() != 0 {
-		t.Fatalf("%d bytes of %d, %d left in the budget", len(got), len(want), q.budget.used.Load())
+	if !bytes.Equal(got, want) || q.unread.Load() != 0 {
+		t.Fatalf("%d bytes of %d, %d still counted", len(got), len(want), q.unread.Load())
 	}
 }
 
@@ -199,14 +200,14 @@ func TestFiftyThousandStreams(t *testing.T) {
 	if raceDetector {
 		count = 2000
 	}
-	limit := func(c *Config) { c.StreamsPerPeer = count }
+	limit := func(c *Config) { c.StreamsPerPeer, c.Memory = count, 512<<20 }
 	handler, streams := accepted()
 	a, b := pair(t, handler, limit, limit)
 	link := make(memory, 1)
 	defer close(link)
 	go b.Serve(link)
 	key := newKey(t)
-	b.Update(Config{Session: session.Config{Key: b.key}, StreamsPerPeer: count, Peers: []Peer{
+	b.Update(Config{Session: session.Config{Key: b.key}, StreamsPerPeer: count, Memory: 512 << 20, Peers: []Peer{
 		{Name: "a", Keys: []session.PublicKey{a.key.Public()}}, {Name: "c", Keys: []session.PublicKey{key.Public()}}}})
 	c := newNode(t, key, []Peer{{Name: "b", Keys: []session.PublicKey{b.key.Public()}, Addresses: []string{"127.0.0.1:1"}}}, func(cfg *Config) {
 		limit(cfg)

@@ -60,11 +60,11 @@ type transport interface {
 // body leave together, and nothing but RST follows a stream's FIN, whatever
 // yamux's callers race to write.
 type guard struct {
-	conn   transport
-	odd    bool // streams that this node opens have odd ids
-	budget *budget
-	hooks  guardHooks
-	rtt    atomic.Int64 // least round trip seen, in nanoseconds
+	conn    transport
+	odd     bool // streams that this node opens have odd ids
+	account *account
+	hooks   guardHooks
+	rtt     atomic.Int64 // least round trip seen, in nanoseconds
 
 	bytesOut atomic.Uint64
 	pinged   atomic.Uint64 // bytesOut behind the last ping
@@ -95,7 +95,9 @@ type guard struct {
 	gaps      map[uint32]struct{} // lower ones that it has not opened yet
 	lastOut   uint32              // highest id that this node opened
 	unackedIn int
-	resets    int    // flows with a localRST
+	overdrawn bool // the peer took more than it was granted, and its account has no more
+	resets    int  // flows with a localRST
+	refusals  refusals
 	inject    []byte // headers for yamux
 	pings     map[uint32]time.Time
 	pongsDue  int
@@ -115,9 +117,12 @@ var errPeerFault = errors.New("the peer's yamux reported an error")
 
 // guardHooks must not block.
 type guardHooks struct {
-	goAway func()               // the peer sent go away
-	ended  func(error)          // nothing more comes
-	opened func(*flow) receiver // makes the receiver of a new flow; called with mu held
+	goAway    func()      // the peer sent go away
+	ended     func(error) // nothing more comes
+	overdrawn func()      // the peer's account has no room for what has come beyond what was granted
+	// opened makes the receiver of a new flow, or tells which limit refuses a
+	// stream that the peer opens. It is called with mu held.
+	opened func(*flow) (receiver, Limit)
 }
 
 // A receiver takes what arrives for a flow. The link's one reader calls it, and
@@ -159,13 +164,11 @@ type flow struct {
 	sendCredit int       // granted by the peer and not yet used
 	more       sync.Cond // sendCredit has grown, or never will; its L is the guard's mu
 	writeBy    expiry    // of who waits for that
-	recvCredit int       // granted to the peer and not yet used
-	unread     int       // arrived and not yet read
-	window     int       // what recvCredit and unread together are kept at
-	read       int       // since grown
-	grown      time.Time // when that was last looked at
-	small      int       // frames in a row
-	granting   bool      // a goroutine is about to grant
+	first      uint32    // the grant that opens or acknowledges it
+	window     recvWindow
+	owed       int  // granted, and the peer has not been told
+	small      int  // frames in a row
+	granting   bool // a goroutine is about to grant
 
 	deserted bool // remoteFin, once its stream knows
 
@@ -175,23 +178,24 @@ type flow struct {
 	to    receiver
 }
 
-// newFlow adds a flow, with mu held.
-func (g *guard) newFlow(id uint32, outbound bool) *flow {
-	f := &flow{
-		id: id, outbound: outbound,
-		sendCredit: initialWindow, recvCredit: initialWindow, window: initialWindow,
-	}
+// newFlow adds a flow, with mu held, unless a limit refuses it.
+func (g *guard) newFlow(id uint32, outbound bool) (f *flow, refused Limit) {
+	f = &flow{id: id, outbound: outbound, sendCredit: initialWindow}
 	f.more.L = &g.mu
-	f.to = g.hooks.opened(f)
+	if f.to, refused = g.hooks.opened(f); refused != "" {
+		return nil, refused
+	}
+	f.window = newWindow(g.account.begin())
+	f.first = firstGrant(f.window.level)
 	g.flows[id] = f
-	return f
+	return f, ""
 }
 
-func newGuard(conn transport, client bool, b *budget, hooks guardHooks) *guard {
+func newGuard(conn transport, client bool, a *account, hooks guardHooks) *guard {
 	return &guard{
 		conn:     conn,
 		odd:      client,
-		budget:   b,
+		account:  a,
 		hooks:    hooks,
 		readDone: make(chan struct{}),
 		flows:    make(map[uint32]*flow),
@@ -233,13 +237,14 @@ func (g *guard) takeInjected(p []byte) int {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	n := copy(p[:len(p)/yamuxHeaderLen*yamuxHeaderLen], g.inject)
-	g.inject = g.inject[n:]
+	if g.inject = g.inject[n:]; len(g.inject) == 0 {
+		g.inject = nil // a burst's is not kept
+	}
 	return n
 }
 
 // accept checks records, and hands out what is in them if all of it is right.
 func (g *guard) accept(records [][]byte) error {
-	g.events = g.events[:0]
 	for _, r := range records {
 		if err := g.check(r); err != nil {
 			g.mu.Lock()
@@ -247,7 +252,22 @@ func (g *guard) accept(records [][]byte) error {
 			g.mu.Unlock()
 			return err
 		}
+		if len(g.events) >= maxEvents {
+			g.deliver()
+		}
 	}
+	g.deliver()
+	return nil
+}
+
+// maxEvents bounds the events that are kept, and is more than records of bulk
+// have in them.
+const maxEvents = 1024
+
+// deliver hands out what was checked. What tiny frames have made of the list
+// of events is not kept.
+func (g *guard) deliver() {
+	g.reclaim()
 	for rest := g.events; len(rest) > 0; {
 		if rest[0].kind == frameData {
 			rest = g.giveData(rest)
@@ -258,7 +278,22 @@ func (g *guard) accept(records [][]byte) error {
 		rest = rest[1:]
 	}
 	clear(g.events)
-	return nil
+	g.events = g.events[:0]
+	if cap(g.events) > 2*maxEvents {
+		g.events = nil
+	}
+	g.answerRefused()
+}
+
+// reclaim has a peer pay that took more than it was granted.
+func (g *guard) reclaim() {
+	g.mu.Lock()
+	overdrawn := g.overdrawn
+	g.overdrawn = false
+	g.mu.Unlock()
+	if overdrawn {
+		g.hooks.overdrawn()
+	}
 }
 
 // giveData hands out DATA of one flow together, and returns the events behind
@@ -424,8 +459,8 @@ func (g *guard) outbound(h *yamuxHeader) bool {
 	}
 	if h.flags == flagSYN {
 		g.lastOut = h.id
-		g.newFlow(h.id, true)
-		h.length = 0
+		f, _ := g.newFlow(h.id, true)
+		h.length = f.first
 		return true
 	}
 	f := g.flows[h.id]
@@ -441,7 +476,7 @@ func (g *guard) outbound(h *yamuxHeader) bool {
 	case h.flags == flagACK:
 		f.acked = true
 		g.unackedIn--
-		h.length = 0
+		h.length = f.first
 	case h.flags == flagFIN:
 		f.localFin = true
 		f.closing = time.Now()
@@ -494,6 +529,9 @@ func (g *guard) goAway() error {
 	defer g.conn.Flush()
 	g.writeMu.Lock()
 	defer g.writeMu.Unlock()
+	g.mu.Lock()
+	g.refusals.leaving = true
+	g.mu.Unlock()
 	return g.queue(appendHeader(nil, yamuxGoAway, 0, 0, 0))
 }
 
@@ -537,17 +575,17 @@ func (g *guard) awaitsPong() bool {
 	return g.resets > 0
 }
 
-// largest returns the flow with the most unread bytes, of those that are not
-// aborted already.
-func (g *guard) largest() (to receiver, unread int) {
+// offender returns the flow of which most came although it was not promised,
+// of those that are not aborted already, and how much that is.
+func (g *guard) offender() (to receiver, beyond int) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, f := range g.flows {
-		if !f.dead && f.unread > unread {
-			to, unread = f.to, f.unread
+		if !f.dead && f.window.beyond > beyond {
+			to, beyond = f.to, f.window.beyond
 		}
 	}
-	return to, unread
+	return to, beyond
 }
 
 // abandon drops what still comes for an aborted stream, and wakes who waits
@@ -556,7 +594,8 @@ func (g *guard) abandon(f *flow) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	f.dead = true
-	f.unread = 0
+	f.window.drop()
+	g.settle(f)
 	f.more.Broadcast()
 }
 
@@ -567,4 +606,6 @@ func (g *guard) end() {
 	for _, f := range g.flows {
 		g.forget(f, f.remoteFin)
 	}
+	g.account.forgive(len(g.refusals.open))
+	g.refusals = refusals{}
 }

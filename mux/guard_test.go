@@ -120,10 +120,11 @@ func steps(lists ...[]step) []step { return slices.Concat(lists...) }
 
 func testGuard() (*guard, *wire) {
 	w := &wire{in: strings.NewReader("")}
-	return newGuard(w, false, newBudget(1<<40), guardHooks{
-		goAway: func() {},
-		ended:  func(error) {},
-		opened: func(f *flow) receiver { return &sponge{flow: f} },
+	return newGuard(w, false, testAccount(1<<40), guardHooks{
+		goAway:    func() {},
+		ended:     func(error) {},
+		overdrawn: func() {},
+		opened:    func(f *flow) (receiver, Limit) { return &sponge{flow: f}, "" },
 	}), w
 }
 
@@ -429,8 +430,8 @@ func TestGuardGrants(t *testing.T) {
 	g, w := testGuard()
 	play(g, w, steps(in(syn(1)), out(ack(1)), in(data(1, initialWindow))))
 	f := g.flows[1]
-	if f.unread != initialWindow {
-		t.Fatalf("%d bytes unread", f.unread)
+	if f.window.unread != initialWindow {
+		t.Fatalf("%d bytes unread", f.window.unread)
 	}
 	w.text = ""
 	g.read(f, initialWindow/2-1)
@@ -456,11 +457,11 @@ func TestGuardGrants(t *testing.T) {
 // gets a window.
 func TestGuardNeverStarves(t *testing.T) {
 	g, w := testGuard()
-	g.budget.limit.Store(1)
+	g.account.all.resize(1, []*account{g.account})
 	play(g, w, steps(in(syn(1)), out(ack(1))))
 	f := g.flows[1]
 	for range 100 {
-		n := min(f.recvCredit, minWindow/2)
+		n := min(f.window.credit, companyWindow/2)
 		if n == 0 {
 			t.Fatal("no window")
 		}
@@ -468,8 +469,8 @@ func TestGuardNeverStarves(t *testing.T) {
 			t.Fatal(err)
 		}
 		g.read(f, n)
-		if f.recvCredit+f.unread > initialWindow {
-			t.Fatalf("a window of %d under pressure", f.recvCredit+f.unread)
+		if f.window.kept() > initialWindow {
+			t.Fatalf("a window of %d under pressure", f.window.credit+f.window.unread)
 		}
 	}
 }
@@ -484,7 +485,7 @@ func TestGrantsAreKept(t *testing.T) {
 	credit, seen := initialWindow, len(w.out())
 	for i := range 2000 {
 		g.rtt.Store(int64(random.IntN(100)) * int64(time.Millisecond))
-		g.budget.limit.Store(random.Int64N(1 << 28))
+		g.account.all.resize(random.Int64N(1<<28), []*account{g.account})
 		n := random.IntN(min(credit, 1<<20) + 1)
 		if n > 0 {
 			if _, err := play(g, w, in(data(1, n))); err != nil {
@@ -492,13 +493,13 @@ func TestGrantsAreKept(t *testing.T) {
 			}
 		}
 		credit -= n
-		g.read(f, random.IntN(f.unread+1))
+		g.read(f, random.IntN(f.window.unread+1))
 		for _, text := range w.out()[seen:] {
 			credit += int(parseHeader([]byte(text)).length)
 		}
 		seen = len(w.out())
-		if f.recvCredit != credit {
-			t.Fatalf("step %d: the peer may send %d, the guard allows %d", i, credit, f.recvCredit)
+		if f.window.credit != credit {
+			t.Fatalf("step %d: the peer may send %d, the guard allows %d", i, credit, f.window.credit)
 		}
 	}
 }
@@ -656,8 +657,8 @@ func TestGrantOnABusyLink(t *testing.T) {
 	eventually(t, "the peer may send again", func() bool { return granted() > 0 })
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if sum := granted(); sum != f.recvCredit {
-		t.Fatalf("granted %d, and %d are counted", sum, f.recvCredit)
+	if sum := granted(); sum != f.window.credit {
+		t.Fatalf("granted %d, and %d are counted", sum, f.window.credit)
 	}
 }
 

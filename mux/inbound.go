@@ -52,6 +52,9 @@ func (g *guard) inboundFlow(h yamuxHeader) (*flow, error) {
 	if h.flags&flagSYN != 0 {
 		return g.inboundSYN(h, own)
 	}
+	if r, ok := g.refusals.open[h.id]; ok {
+		return nil, g.inboundRefused(h, r)
+	}
 	if f := g.flows[h.id]; f != nil {
 		return f, nil
 	}
@@ -78,12 +81,18 @@ func (g *guard) inboundSYN(h yamuxHeader, own bool) (*flow, error) {
 		return nil, violation(RuleYamuxRate, "too many SYN")
 	case g.unackedIn >= 2*maxUnacked:
 		return nil, violation(RuleYamuxBacklog, "too many streams without ACK")
-	case len(g.flows) >= maxFlows:
-		return nil, violation(RuleYamuxBacklog, "too many streams")
 	}
 	g.markOpened(h.id)
-	g.unackedIn++
-	return g.newFlow(h.id, false), nil
+	f, refused := g.newFlow(h.id, false)
+	if refused == "" {
+		g.unackedIn++
+		return f, nil
+	}
+	if !g.account.refuse() {
+		return nil, violation(RuleYamuxBacklog, "too many streams")
+	}
+	g.refusals.add(h, refused)
+	return nil, nil
 }
 
 // wasOpened reports whether the peer has opened a stream with this id.
@@ -130,9 +139,9 @@ func (g *guard) inboundStream(f *flow, h yamuxHeader) error {
 	var err error
 	if h.kind == yamuxData {
 		g.heard(f, h.length)
-		err = f.arrive(int64(h.length))
+		err = g.arrived(f, int64(h.length))
 	} else {
-		err = f.credit(int64(h.length))
+		err = f.credited(h)
 	}
 	if err != nil {
 		return err
@@ -147,30 +156,6 @@ func (g *guard) inboundStream(f *flow, h yamuxHeader) error {
 	f.remoteFin = true
 	if ends&flagRST != 0 || f.localFin {
 		g.forget(f, true)
-	}
-	return nil
-}
-
-// arrive takes the body of a DATA header out of the window.
-func (f *flow) arrive(length int64) error {
-	if length > int64(f.recvCredit) {
-		return violation(RuleYamuxWindow, "more data than the window")
-	}
-	f.recvCredit -= int(length)
-	if !f.localFin && !f.dead {
-		f.unread += int(length)
-	}
-	return nil
-}
-
-// credit takes a grant from the peer.
-func (f *flow) credit(length int64) error {
-	if int64(f.sendCredit)+length > maxCredit {
-		return violation(RuleYamuxWindow, "a window of more than 2 GiB")
-	}
-	f.sendCredit += int(length)
-	if length > 0 {
-		f.more.Broadcast()
 	}
 	return nil
 }
@@ -201,6 +186,7 @@ func (g *guard) forget(f *flow, taken bool) {
 	if !f.localRST.IsZero() {
 		g.resets--
 	}
+	g.account.end(f.window.level)
 	f.to.over(taken)
 	if f.acked {
 		return

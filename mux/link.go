@@ -80,10 +80,11 @@ func newLink(p *peer, conn sealedConn, raw net.Conn, dialed bool, address string
 		done:     make(chan struct{}),
 		streams:  make(map[*Stream]struct{}),
 	}
-	l.guard = newGuard(conn, dialed, p.mux.budget, guardHooks{
-		goAway: l.peerLeft,
-		ended:  l.ended,
-		opened: func(f *flow) receiver { return newStream(l, f) },
+	l.guard = newGuard(conn, dialed, p.account, guardHooks{
+		goAway:    l.peerLeft,
+		ended:     l.ended,
+		overdrawn: p.reclaim,
+		opened:    l.opened,
 	})
 	l.buffers.init(p.mux.config().buffers)
 	l.guard.measured(conn.RTT())
@@ -119,7 +120,8 @@ func (l *link) run() {
 	case <-l.conn.Done():
 	}
 	l.ended(l.conn.Err())
-	l.ys.Close()
+	l.ys.Close() // its reader has ended
+	l.ended(nil) // for streams that came since
 	l.guard.end()
 	wg.Wait()
 	close(l.done)
@@ -238,19 +240,38 @@ func (l *link) leave() {
 
 // add counts a stream; whoever calls it has room for one at the peer's limit.
 func (l *link) add(s *Stream) {
-	l.mu.Lock()
-	l.streams[s] = struct{}{}
-	dead := l.err != nil
-	l.mu.Unlock()
-	if l.load.Add(1) == 1 {
-		l.expect()
-	}
-	if dead {
+	if l.count(s) {
 		s.linkEnded()
 	}
 	if s.Err() != nil {
 		l.remove(s, true) // it was over before it could be counted
 	}
+}
+
+// count counts a stream, and reports whether the link is dead.
+func (l *link) count(s *Stream) (dead bool) {
+	l.mu.Lock()
+	l.streams[s] = struct{}{}
+	dead = l.err != nil
+	l.mu.Unlock()
+	if l.load.Add(1) == 1 {
+		l.expect()
+	}
+	return dead
+}
+
+// opened is the guard's hook. A stream that the peer opens is counted from its
+// SYN on, so that whoever is to be refused leaves nothing behind.
+func (l *link) opened(f *flow) (receiver, Limit) {
+	if f.outbound {
+		return newStream(l, f), ""
+	}
+	if limit := l.peer.openStream(); limit != "" {
+		return nil, limit
+	}
+	s := newStream(l, f)
+	l.count(s)
+	return s, ""
 }
 
 // remove gives a stream's place back, once. Of one that has ended taken says
@@ -474,13 +495,6 @@ func (l *link) accept() {
 			s.abort(errGoAway, false)
 			continue
 		}
-		if err := l.peer.acquireStream(); err != nil {
-			l.peer.holdStream()
-			l.add(s)
-			s.refuse(StatusOverloaded, err.Text)
-			continue
-		}
-		l.add(s)
 		go l.serve(s)
 	}
 }

@@ -39,7 +39,7 @@ type Config struct {
 
 	// Links bounds the links of all peers, StreamsPerPeer the streams with
 	// one peer, whoever opened them, Handshakes those that go on at a time,
-	// and Memory the bytes that arrived and were not read yet. 0 is the
+	// and Memory the bytes that may arrive and that were not read yet. 0 is the
 	// default: 1024, 4096, 64 and 256 MiB.
 	Links, StreamsPerPeer, Handshakes int
 	Memory                            int64
@@ -159,7 +159,7 @@ type Mux struct {
 	dialer   func(ctx context.Context, network, address string) (net.Conn, error)
 	timing   timing
 	quiet    *limitedLog
-	budget   *budget
+	accounts *accounts
 	acceptor *acceptor
 	replay   *session.ReplayCache
 	decoys   *session.Decoys
@@ -167,9 +167,10 @@ type Mux struct {
 	cancel   context.CancelFunc
 	wg       sync.WaitGroup
 
-	streams    atomic.Int64
-	lost       atomic.Int64  // streams whose link ended before they did, or before the peer confirmed that
-	streamGone chan struct{} // has an element when a stream ended
+	streams        atomic.Int64
+	streamsPerPeer atomic.Int64  // of cfg, for who holds another lock
+	lost           atomic.Int64  // streams whose link ended before they did, or before the peer confirmed that
+	streamGone     chan struct{} // has an element when a stream ended
 
 	mu         sync.Mutex
 	held       int // links of all peers, those included that are coming up
@@ -199,7 +200,7 @@ func New(cfg Config) (*Mux, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	m := &Mux{
 		log: cfg.Log, hooks: cfg.Hooks, handler: cfg.Handler, resolver: cfg.Resolver, dialer: cfg.Dialer,
-		timing: defaultTiming, quiet: newLimitedLog(cfg.Log), budget: newBudget(cfg.Memory),
+		timing: defaultTiming, quiet: newLimitedLog(cfg.Log), accounts: newAccounts(cfg.Memory),
 		replay: session.NewReplayCache(), decoys: decoys, ctx: ctx, cancel: cancel,
 		streamGone: make(chan struct{}, 1),
 		peers:      make(map[string]*peer),
@@ -285,8 +286,9 @@ func (m *Mux) apply(cfg Config) {
 	defer m.mu.Unlock()
 	rotated := m.cfg.Session.Key != nil && m.cfg.Session.Key.Public() != cfg.Session.Key.Public()
 	m.cfg = cfg
-	m.budget.limit.Store(cfg.Memory)
+	m.streamsPerPeer.Store(int64(cfg.StreamsPerPeer))
 	m.byKey = make(map[session.PublicKey]*peer)
+	var list []*account
 	old := m.peers
 	m.peers = make(map[string]*peer)
 	for _, pc := range cfg.Peers {
@@ -301,6 +303,7 @@ func (m *Mux) apply(cfg Config) {
 		}
 		p.update(pc)
 		p.share = cfg.share(pc)
+		list = append(list, p.account)
 		if m.started && !m.closed {
 			p.start()
 		}
@@ -308,6 +311,7 @@ func (m *Mux) apply(cfg Config) {
 	for _, p := range old {
 		p.removeAll()
 	}
+	m.accounts.resize(cfg.Memory, list)
 	if rotated {
 		m.replaceLinks()
 	}
@@ -345,7 +349,6 @@ func (m *Mux) Start() {
 		return
 	}
 	m.started = true
-	m.wg.Go(m.reclaim)
 	for _, p := range m.peers {
 		p.start()
 	}
@@ -543,37 +546,6 @@ func (m *Mux) allLinks() (list []*link) {
 		list = append(list, p.allLinks()...)
 	}
 	return list
-}
-
-// reclaim resets the streams with the most unread bytes while those of all
-// exceed the budget.
-func (m *Mux) reclaim() {
-	for {
-		select {
-		case <-m.budget.full:
-		case <-m.ctx.Done():
-			return
-		}
-		excess := m.budget.used.Load() - m.budget.limit.Load()
-		for excess > 0 {
-			s, unread := m.largest()
-			if s == nil {
-				break
-			}
-			s.Reset(ResetOverloaded)
-			m.refused(LimitMemory)
-			excess -= int64(unread)
-		}
-	}
-}
-
-func (m *Mux) largest() (largest *Stream, most int) {
-	for _, l := range m.allLinks() {
-		if to, unread := l.guard.largest(); unread > most {
-			largest, most = to.(*Stream), unread
-		}
-	}
-	return largest, most
 }
 
 // violated counts and reports a violation, if err is one.

@@ -8,7 +8,7 @@ type parser struct {
 	headerLen int
 	kind      byte   // of the frame whose body is coming, 0: none
 	left      int    // bytes of it that have not come
-	body      []byte // what has come, of all but DATA
+	body      []byte // what has come, of all but DATA; under the Stream's mu
 	spent     int    // bytes that no event has accounted for yet
 }
 
@@ -35,22 +35,19 @@ func (s *Stream) check(p []byte, events []event) ([]event, error) {
 		if a.kind == frameData {
 			events = append(events, event{flow: s.flow, kind: frameData, body: p[:n], spent: a.spent})
 			a.spent = 0
-		} else {
-			a.body = append(a.body, p[:n]...)
-			a.spent += n
-		}
-		p = p[n:]
-		if a.left > 0 {
-			break
-		}
-		if a.kind != frameData {
-			e, err := a.end(s.flow)
+			if a.left == 0 {
+				a.kind = 0
+			}
+		} else if body, ok := s.gather(p[:n]); !ok {
+			break // aborted
+		} else if a.left == 0 {
+			e, err := a.end(s.flow, body)
 			if err != nil {
 				return events, err
 			}
 			events = append(events, e)
 		}
-		a.kind = 0
+		p = p[n:]
 	}
 	return events, nil
 }
@@ -65,16 +62,33 @@ func (a *parser) begin() error {
 		return err
 	}
 	a.kind, a.left, a.headerLen = kind, length, 0
-	a.body = nil
 	return nil
 }
 
+// gather adds to the body of a frame other than DATA, and returns all of it,
+// which is the caller's once it is whole. An aborted stream keeps nothing.
+func (s *Stream) gather(p []byte) (body []byte, ok bool) {
+	a := &s.parser
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cause != nil {
+		return nil, false
+	}
+	a.spent += len(p)
+	a.body = append(a.body, p...)
+	body = a.body
+	if a.left == 0 {
+		a.body = nil
+	}
+	return body, true
+}
+
 // end makes an event of a whole frame other than DATA.
-func (a *parser) end(f *flow) (event, error) {
-	e := event{flow: f, kind: a.kind, body: a.body, spent: a.spent}
+func (a *parser) end(f *flow, body []byte) (event, error) {
+	e := event{flow: f, kind: a.kind, body: body, spent: a.spent}
 	a.spent = 0
-	a.body = nil
-	if a.kind == frameEnd {
+	a.kind = 0
+	if e.kind == frameEnd {
 		return e, a.order.end(e.body)
 	}
 	return e, nil

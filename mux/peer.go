@@ -7,7 +7,6 @@ import (
 	"net"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/sealane/sealane/session"
@@ -20,7 +19,7 @@ type peer struct {
 	name    string
 	ctx     context.Context // ends when the peer is removed
 	cancel  context.CancelFunc
-	streams atomic.Int64
+	account *account
 
 	mu      sync.Mutex
 	cfg     Peer
@@ -42,7 +41,7 @@ type peer struct {
 func newPeer(m *Mux, name string) *peer {
 	ctx, cancel := context.WithCancel(m.ctx)
 	return &peer{
-		mux: m, name: name, ctx: ctx, cancel: cancel,
+		mux: m, name: name, ctx: ctx, cancel: cancel, account: m.accounts.account(),
 		changed: make(chan struct{}), updated: make(chan struct{}), slots: make(map[int]bool), failed: make(map[string]time.Time),
 	}
 }
@@ -68,6 +67,7 @@ func (p *peer) update(cfg Peer) {
 // removeAll ends the peer.
 func (p *peer) removeAll() {
 	p.cancel()
+	p.account.dissolve()
 	for _, l := range p.allLinks() {
 		l.drop()
 	}
@@ -88,34 +88,50 @@ func (p *peer) allLinks() []*link {
 	return slices.Clone(p.links)
 }
 
-// acquireStream counts a stream, or tells which limit forbids it.
-func (p *peer) acquireStream() *OpenError {
-	m := p.mux
-	if m.budget.exceeded() {
-		m.refused(LimitMemory)
-		return &OpenError{Status: StatusOverloaded, Text: "out of memory for unread bytes"}
+// openStream counts a stream, or tells which limit forbids it.
+func (p *peer) openStream() Limit {
+	limit := p.account.open(int(p.mux.streamsPerPeer.Load()))
+	if limit == "" {
+		p.mux.streams.Add(1)
+	} else {
+		p.mux.refused(limit)
 	}
-	if p.streams.Add(1) > int64(m.config().StreamsPerPeer) {
-		p.streams.Add(-1)
-		m.refused(LimitStreams)
-		return &OpenError{Status: StatusOverloaded, Text: "too many streams"}
+	return limit
+}
+
+// acquireStream is openStream for a stream of this node's.
+func (p *peer) acquireStream() error {
+	if limit := p.openStream(); limit != "" {
+		return &OpenError{Status: StatusOverloaded, Text: refusalText(limit)}
 	}
-	m.streams.Add(1)
 	return nil
 }
 
-// holdStream counts a stream over the limit, for as long as it takes to refuse it.
-func (p *peer) holdStream() {
-	p.streams.Add(1)
-	p.mux.streams.Add(1)
-}
-
 func (p *peer) releaseStream() {
-	p.streams.Add(-1)
+	p.account.close()
 	p.mux.streams.Add(-1)
 	select {
 	case p.mux.streamGone <- struct{}{}:
 	default:
+	}
+}
+
+// reclaim resets the streams in which the peer took more than it was granted,
+// the largest first, until its account is within its bounds.
+func (p *peer) reclaim() {
+	for p.account.over() {
+		var worst receiver
+		most := 0
+		for _, l := range p.allLinks() {
+			if to, beyond := l.guard.offender(); beyond > most {
+				worst, most = to, beyond
+			}
+		}
+		if worst == nil {
+			return
+		}
+		worst.(*Stream).Reset(ResetOverloaded)
+		p.mux.refused(LimitMemory)
 	}
 }
 

@@ -4,6 +4,7 @@ package mux
 
 import (
 	"bytes"
+	"sync/atomic"
 	"testing"
 
 	"github.com/sealane/sealane/session/loan"
@@ -20,7 +21,7 @@ func TestLoansArePoisoned(t *testing.T) {
 	if body := record[2*yamuxHeaderLen:]; !poisoned(body) {
 		t.Errorf("a body is %q after its receiver had it", body)
 	}
-	q := queue{budget: newBudget(1 << 20)}
+	q := queue{unread: new(atomic.Int64)}
 	q.add([]byte("something"))
 	c := q.pop()
 	p := c.bytes()

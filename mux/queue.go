@@ -2,12 +2,14 @@ package mux
 
 import (
 	"sync"
+	"sync/atomic"
 
 	"github.com/sealane/sealane/session/loan"
 )
 
-// chunkSizes are the sizes of the pieces that a queue is made of, in bytes.
-var chunkSizes = [...]int{1 << 10, 4 << 10, 16 << 10, 64 << 10}
+// chunkSizes are the sizes of the pieces that a queue is made of, in bytes. Each
+// is twice the one before, so that a queue takes little more than is in it.
+var chunkSizes = [...]int{1 << 10, 2 << 10, 4 << 10, floor, 16 << 10, 32 << 10, 64 << 10}
 
 var chunkPools [len(chunkSizes)]sync.Pool
 
@@ -33,11 +35,11 @@ func newChunk(n int) *chunk {
 
 func (c *chunk) bytes() []byte { return c.buf[c.start:c.end] }
 
-// A queue holds what has arrived for a stream and was not read. The budget
-// counts the memory that it takes, not only the bytes in it.
+// A queue holds what has arrived for a stream and was not read. The memory that
+// it takes is counted, not only the bytes in it.
 type queue struct {
 	first, last *chunk
-	budget      *budget
+	unread      *atomic.Int64 // memory, of all queues
 }
 
 func (q *queue) empty() bool { return q.first == nil }
@@ -47,7 +49,7 @@ func (q *queue) add(p []byte) {
 	for len(p) > 0 {
 		if q.last == nil || q.last.end == len(q.last.buf) {
 			c := newChunk(len(p))
-			q.budget.add(len(c.buf))
+			q.unread.Add(int64(len(c.buf)))
 			if q.last == nil {
 				q.first = c
 			} else {
@@ -86,7 +88,7 @@ func (q *queue) read(p []byte) (total int) {
 
 // free gives a chunk's memory back.
 func (q *queue) free(c *chunk) {
-	q.budget.release(len(c.buf))
+	q.unread.Add(-int64(len(c.buf)))
 	loan.End(c.buf)
 	c.start, c.end = 0, 0
 	chunkPools[c.class].Put(c)

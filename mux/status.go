@@ -68,7 +68,7 @@ func (p *peer) status() PeerStatus {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	sum := p.past
-	st := PeerStatus{Name: p.name, Addresses: p.cfg.Addresses, Streams: int(p.streams.Load())}
+	st := PeerStatus{Name: p.name, Addresses: p.cfg.Addresses, Streams: p.account.count()}
 	for _, l := range p.links {
 		stats := l.conn.Stats()
 		sum.add(stats)
@@ -118,5 +118,14 @@ func (m *Mux) Violations() map[session.Rule]uint64 {
 // Unread returns the bytes that arrived and were not read yet, over all
 // streams, and their limit.
 func (m *Mux) Unread() (used, limit int64) {
-	return m.budget.used.Load(), m.budget.limit.Load()
+	_, limit = m.accounts.total()
+	return m.accounts.unread.Load(), limit
+}
+
+// Granted returns the bytes that the limit on memory counts: what all streams
+// may receive before this node grants more, and what of that has arrived and
+// was not read yet.
+func (m *Mux) Granted() int64 {
+	held, _ := m.accounts.total()
+	return held
 }

@@ -65,7 +65,7 @@ type Stream struct {
 func newStream(l *link, f *flow) *Stream {
 	s := &Stream{flow: f, link: l, opener: f.outbound}
 	s.parser.order.accepter = s.opener
-	s.queue.budget = l.mux.budget
+	s.queue.unread = &l.mux.accounts.unread
 	s.some.L = &s.mu
 	return s
 }
@@ -302,6 +302,10 @@ func (s *Stream) abort(cause error, tell bool) {
 	s.finished = true
 	s.cause = cause
 	s.queue.drop()
+	s.parser.body = nil
+	if !s.opener {
+		s.first = nil // of an opener, the answer says why
+	}
 	s.some.Broadcast()
 	callbacks := s.onAbort
 	s.onAbort = nil
@@ -317,6 +321,8 @@ func (s *Stream) abort(cause error, tell bool) {
 	}
 	if attached {
 		go s.tearDown(cause, tell, lost)
+	} else {
+		s.link.remove(s, true)
 	}
 }
 

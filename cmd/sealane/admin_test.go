@@ -177,7 +177,7 @@ peers: [{name: db, keys: [%q]}]
 	want := []string{
 		`sealane_link_up{peer="db"} 0`, `sealane_link_rtt_seconds{peer="db"} 0`, `sealane_handshake_seconds_count 0`,
 		`sealane_config_reloads_total{result="ok"} 0`, `sealane_config_reloads_total{result="failed"} 0`,
-		`sealane_unread_bytes 0`, `process_open_fds `, `go_goroutines `,
+		`sealane_unread_bytes 0`, `sealane_granted_bytes 0`, `process_open_fds `, `go_goroutines `,
 	}
 	for _, rule := range allRules() {
 		want = append(want, `sealane_violations_total{rule="`+string(rule)+`"} 0`)

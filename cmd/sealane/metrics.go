@@ -218,18 +218,19 @@ func (m *metrics) watch(n *node) {
 			"Round trip at link-up or at the last keepalive, of the peer's fastest link; 0 without a link.", []string{"peer"}, nil),
 		bytes:  prometheus.NewDesc("sealane_bytes_total", "App bytes carried, in from the peer and out to it.", []string{"peer", "direction"}, nil),
 		rekeys: prometheus.NewDesc("sealane_rekeys_total", "Changes of record keys.", []string{"peer", "direction"}, nil),
-		unread: prometheus.NewDesc("sealane_unread_bytes", "Bytes that arrived and were not read yet, which limits.memory bounds.", nil, nil),
+		unread: prometheus.NewDesc("sealane_unread_bytes", "Bytes that arrived and were not read yet.", nil, nil),
+		granted: prometheus.NewDesc("sealane_granted_bytes", "Bytes that peers were granted, and have not sent or are not read yet, which limits.memory bounds.", nil, nil),
 	})
 }
 
 // A nodeCollector reads a node's state for a scrape.
 type nodeCollector struct {
-	node                               *node
-	linkUp, rtt, bytes, rekeys, unread *prometheus.Desc
+	node                                        *node
+	linkUp, rtt, bytes, rekeys, unread, granted *prometheus.Desc
 }
 
 func (c *nodeCollector) Describe(to chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.linkUp, c.rtt, c.bytes, c.rekeys, c.unread} {
+	for _, d := range []*prometheus.Desc{c.linkUp, c.rtt, c.bytes, c.rekeys, c.unread, c.granted} {
 		to <- d
 	}
 }
@@ -263,6 +264,7 @@ func (c *nodeCollector) Collect(to chan<- prometheus.Metric) {
 	}
 	unread, _ := c.node.mux.Unread()
 	gauge(c.unread, float64(unread))
+	gauge(c.granted, float64(c.node.mux.Granted()))
 }
 
 // allRules lists the rules of every layer.

@@ -218,7 +218,7 @@ func (f *Fault) gentle() bool { return f.Kind == FaultStall && f.For <= 2*time.S
 // gentle says that the op ends no connection.
 func (o *Op) gentle() bool { return o.Kind == OpReload || o.Kind == OpRotate || o.Kind == OpDrain }
 
-// smallMemory is a budget that connections may be reset for.
+// smallMemory is a limit for which connections may be refused.
 const smallMemory = 16 << 20
 
 // calm says that nothing in the world is a reason for a connection to fail.

@@ -197,6 +197,9 @@ func (w *world) checkAccounts() {
 			if used, _ := p.mux.Unread(); used != 0 {
 				w.fail("account", "%s has %d bytes unread, without a stream", n.name, used)
 			}
+			if granted := p.mux.Granted(); granted != 0 {
+				w.fail("account", "%s has granted %d bytes, without a stream", n.name, granted)
+			}
 			for _, peer := range p.mux.Status() {
 				if peer.Streams != 0 {
 					w.fail("account", "%s counts %d streams with %s, and there are none", n.name, peer.Streams, peer.Name)
