@@ -203,6 +203,9 @@ var errNotPeer = errors.New("the key is no peer's any more")
 // reserved room, and has it still if up fails.
 func (p *peer) up(conn *session.Conn, raw net.Conn, dialed bool, address string) (*link, error) {
 	m := p.mux
+	if m.beyondShare(p) {
+		conn.Modest()
+	}
 	l, err := newLink(p, conn, raw, dialed, address)
 	if err == nil {
 		err = p.register(l)

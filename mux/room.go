@@ -76,6 +76,14 @@ func (m *Mux) hasRoom(p *peer) bool {
 	return free > 0
 }
 
+// beyondShare reports whether a peer has more links than it can count on. Those
+// read with less memory, as a peer may have very many.
+func (m *Mux) beyondShare(p *peer) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return p.held > p.share
+}
+
 // mostSilent returns the link on which nothing has come for the longest, if
 // that is long enough.
 func (p *peer) mostSilent(least time.Duration) (found *link) {

@@ -210,6 +210,14 @@ func (c *Conn) ReadRecords(bodies [][]byte) ([][]byte, error) {
 	return bodies, nil
 }
 
+// Modest keeps the memory for reading at its least, at the cost of speed. It is
+// called before the first Read.
+func (c *Conn) Modest() {
+	c.rx.mu.Lock()
+	defer c.rx.mu.Unlock()
+	c.rx.open.dec.modest()
+}
+
 // awaitData waits until there is something in rx.body.
 func (c *Conn) awaitData() error {
 	for {

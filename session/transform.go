@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"sync"
 
 	"github.com/sealane/sealane/session/container"
 	"github.com/sealane/sealane/session/loan"
@@ -47,6 +48,8 @@ type decoder interface {
 	release()
 	// buffered reports whether bytes behind the last record have been read.
 	buffered() bool
+	// modest keeps the read buffer from growing. It comes before the first read.
+	modest()
 }
 
 func newEncoder(transform string) encoder {
@@ -73,7 +76,7 @@ func newDecoder(transform string, texts *container.Reader, src io.Reader, reject
 	}
 	rest := &leftover{texts: texts, src: src}
 	if transform == TransformPacked {
-		return &packedDecoder{in: input{src: rest, buf: make([]byte, startBuffer)}, first: first}
+		return &packedDecoder{in: input{src: rest, buf: make([]byte, startBuffer), max: maxBuffer}, first: first}
 	}
 	return newGzipDecoder(rest, first)
 }
@@ -120,18 +123,23 @@ func (jsonEncoder) flush(dst []byte) []byte { return dst }
 
 type jsonDecoder struct {
 	texts      *container.Reader
-	payloads   [MaxRecords][]byte // made when they are needed
-	lent       int                // how many of them are
+	payloads   [MaxRecords]*payload // the first is kept, the others go back to their pool
+	lent       int                  // how many of them are
 	rejectable bool
 }
 
+type payload [container.MaxPayload]byte
+
+// payloadPool is all links': what one has needed for a burst is not kept there.
+var payloadPool = sync.Pool{New: func() any { return new(payload) }}
+
 func (d *jsonDecoder) next(iv *[container.IVLen]byte) ([]byte, error) {
-	payload := &d.payloads[d.lent]
-	if *payload == nil {
-		*payload = make([]byte, container.MaxPayload)
+	room := &d.payloads[d.lent]
+	if *room == nil {
+		*room = payloadPool.Get().(*payload)
 	}
 	d.lent++
-	p, err := d.texts.Sealed(iv, *payload, container.MinPayload, container.MaxPayload, d.rejectable)
+	p, err := d.texts.Sealed(iv, (*room)[:], container.MinPayload, container.MaxPayload, d.rejectable)
 	d.rejectable = false
 	return p, err
 }
@@ -139,11 +147,17 @@ func (d *jsonDecoder) next(iv *[container.IVLen]byte) ([]byte, error) {
 func (d *jsonDecoder) complete() bool { return d.lent < MaxRecords && d.texts.Complete() }
 
 func (d *jsonDecoder) release() {
-	for _, p := range d.payloads[:d.lent] {
-		loan.End(p)
+	for i, p := range d.payloads[:d.lent] {
+		loan.End(p[:])
+		if i > 0 {
+			payloadPool.Put(p)
+			d.payloads[i] = nil
+		}
 	}
 	d.lent = 0
 }
+
+func (d *jsonDecoder) modest() { d.texts.Grow(startBuffer, startBuffer) }
 
 func (d *jsonDecoder) buffered() bool { return d.texts.Buffered() > 0 }
 
@@ -209,6 +223,8 @@ func (d *packedDecoder) release() {
 	d.lent = 0
 }
 
+func (d *packedDecoder) modest() { d.in.max = startBuffer }
+
 // length reads the length field byte by byte, so that a bad one is seen at its
 // first byte that cannot be right.
 func (d *packedDecoder) length() (int, error) {
@@ -240,6 +256,7 @@ type input struct {
 	buf      []byte
 	pos, end int  // unread bytes are buf[pos:end]
 	filled   bool // the last read took all the room there was
+	max      int  // how large buf may become
 }
 
 func (in *input) have() []byte { return in.buf[in.pos:in.end] }
@@ -250,7 +267,7 @@ func (in *input) need(n int) error {
 		if in.pos == in.end {
 			in.pos, in.end = 0, 0
 		}
-		if in.filled && len(in.buf) < maxBuffer {
+		if in.filled && len(in.buf) < in.max {
 			in.move(make([]byte, 2*len(in.buf)))
 		} else if in.pos+n > len(in.buf) || in.end == len(in.buf) {
 			in.move(in.buf)

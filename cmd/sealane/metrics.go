@@ -216,9 +216,9 @@ func (m *metrics) watch(n *node) {
 		linkUp: prometheus.NewDesc("sealane_link_up", "Whether a link to the peer is up (1) or not (0).", []string{"peer"}, nil),
 		rtt: prometheus.NewDesc("sealane_link_rtt_seconds",
 			"Round trip at link-up or at the last keepalive, of the peer's fastest link; 0 without a link.", []string{"peer"}, nil),
-		bytes:  prometheus.NewDesc("sealane_bytes_total", "App bytes carried, in from the peer and out to it.", []string{"peer", "direction"}, nil),
-		rekeys: prometheus.NewDesc("sealane_rekeys_total", "Changes of record keys.", []string{"peer", "direction"}, nil),
-		unread: prometheus.NewDesc("sealane_unread_bytes", "Bytes that arrived and were not read yet.", nil, nil),
+		bytes:   prometheus.NewDesc("sealane_bytes_total", "App bytes carried, in from the peer and out to it.", []string{"peer", "direction"}, nil),
+		rekeys:  prometheus.NewDesc("sealane_rekeys_total", "Changes of record keys.", []string{"peer", "direction"}, nil),
+		unread:  prometheus.NewDesc("sealane_unread_bytes", "Bytes that arrived and were not read yet.", nil, nil),
 		granted: prometheus.NewDesc("sealane_granted_bytes", "Bytes that peers were granted, and have not sent or are not read yet, which limits.memory bounds.", nil, nil),
 	})
 }

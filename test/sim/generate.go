@@ -43,6 +43,9 @@ func Generate(seed uint64) *Plan {
 	generateScene(d, p)
 	generateDoors(newDraw(seed, 5), p)
 	generateLimits(newDraw(seed, 6), p)
+	if d := newDraw(seed, 7); !storm && d.chance(0.3) {
+		p.Nodes[d.IntN(count)].Memory = d.spread(64<<10, 8<<20)
+	}
 	return p
 }
 

@@ -46,6 +46,7 @@ type process struct {
 	ip      netip.Addr
 	mux     *mux.Mux
 	proxy   *proxy.Proxy // nil in a world without
+	links   *listener
 	down    bool
 }
 
@@ -81,6 +82,7 @@ func (n *node) start(replica int) error {
 	if err != nil {
 		return err
 	}
+	p.links = ln
 	n.mu.Lock()
 	n.processes[replica] = p
 	n.mu.Unlock()
@@ -276,6 +278,7 @@ func (p *process) drain() {
 	if p.proxy != nil {
 		p.proxy.Close()
 	}
+	p.links.Close() // Serve may not have begun
 	w.story.add(p.node.name, "drained: %v", err)
 }
 

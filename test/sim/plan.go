@@ -234,7 +234,7 @@ func (p *Plan) calm() bool {
 		}
 	}
 	for i := range p.Nodes {
-		if n := &p.Nodes[i]; n.Memory < smallMemory || n.Idle > 0 || n.HalfClose > 0 {
+		if n := &p.Nodes[i]; n.Idle > 0 || n.HalfClose > 0 {
 			return false
 		}
 	}
@@ -285,6 +285,9 @@ func (p *Plan) mayFailToOpen(a *App) bool {
 	}
 	for i := range p.Nodes {
 		if n := p.Nodes[i].Streams; n > 0 && n < 2*len(p.Apps) {
+			return true
+		}
+		if p.Nodes[i].Memory < smallMemory {
 			return true
 		}
 	}
