@@ -23,7 +23,8 @@ const (
 	// guard's own business.
 	yamuxWindow = 2 * initialWindow
 
-	// maxFlows bounds the streams a link remembers, closing ones among them.
+	// maxFlows bounds the streams of a peer that were refused and that it has
+	// not ended.
 	maxFlows = 1 << 17
 
 	// maxGaps bounds how far ids may overtake each other.

@@ -1,6 +1,7 @@
 package ops
 
 import (
+	"fmt"
 	"io"
 	"net"
 	"sync"
@@ -21,25 +22,46 @@ const (
 // socketBuffer keeps the kernel from taking what is to reach the sidecars.
 const socketBuffer = 64 << 10
 
-// TestSlowReaders pushes much at many streams whose ends never read, in both
-// directions, beside a healthy one.
+// TestSlowReaders pushes much at many streams whose ends stand still, in both
+// directions, beside a healthy one. None is reset, as plain TCP resets none, and
+// what is resident stays within limits.memory and a constant.
 func TestSlowReaders(t *testing.T) {
-	beside(t)
+	for _, c := range []struct {
+		name          string
+		network       string // between sidecars and apps
+		memory, count int    // MiB, streams
+		push          int64
+	}{
+		{"little memory", "tcp", size(16, 64), size(100, 1000), int64(size(8<<20, 64<<20))},
+		{"default limits", "tcp", 256, size(50, 400), 50_000_000},
+		// Four TCP sockets each of so many are more than a kernel has memory for.
+		{"a crowd", "unix", size(8, 64), size(500, 4000), int64(size(1<<20, 8<<20))},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			beside(t)
+			testSlowReaders(t, c.network, c.memory, c.count, c.push)
+		})
+	}
+}
+
+// standing is how long the readers stand still.
+func standing() time.Duration { return size(time.Second, 12*time.Second) }
+
+func testSlowReaders(t *testing.T, network string, memory, count int, push int64) {
 	p := newPair(t)
-	memory, count, push := size(16, 64), size(100, 1000), int64(size(8<<20, 64<<20))
-	limits := "limits: {memory: " + size("16MiB", "64MiB") + "}\n"
+	limits := fmt.Sprintf("limits: {memory: %dMiB}\n", memory)
 	hold := make(chan struct{})
 	defer close(hold)
 	var pushed, done, ended atomic.Int64
 	pusher := func(c net.Conn) {
-		c.(*net.TCPConn).SetWriteBuffer(socketBuffer)
+		c.(buffered).SetWriteBuffer(socketBuffer)
 		piece := make([]byte, 64<<10)
 		for sent := int64(0); sent < push; {
 			n, err := c.Write(piece)
 			sent += int64(n)
 			pushed.Add(int64(n))
 			if err != nil {
-				ended.Add(1) // reset, as the budget demands
+				ended.Add(1)
 				return
 			}
 		}
@@ -47,14 +69,22 @@ func TestSlowReaders(t *testing.T) {
 	}
 	// The target of every other connection pushes too.
 	var turn atomic.Int64
-	p.echo = serve(t, func(c *net.TCPConn) {
-		c.SetReadBuffer(socketBuffer)
+	target := func(c net.Conn) {
+		c.(buffered).SetReadBuffer(socketBuffer)
 		if turn.Add(1)%2 == 0 {
 			pusher(c)
 		}
 		<-hold
-		c.SetLinger(0)
-	})
+		abort(c)
+	}
+	near := p.echoes
+	if network == "tcp" {
+		p.echo = serve(t, func(c *net.TCPConn) { target(c) })
+	} else {
+		dir := lab.TempDir(t, "")
+		near = dir + "/near"
+		p.echoes, p.echo = "unix:"+near, "unix:"+serveUnix(t, dir+"/target", target)
+	}
 	p.start(limits, limits)
 	amount := uint32(size(2<<20, 64<<20))
 	transfer := func(when string) {
@@ -69,7 +99,7 @@ func TestSlowReaders(t *testing.T) {
 	var conns []net.Conn
 	defer func() {
 		for _, c := range conns {
-			c.(*net.TCPConn).SetLinger(0)
+			abort(c)
 			c.Close()
 		}
 	}()
@@ -77,16 +107,11 @@ func TestSlowReaders(t *testing.T) {
 	var healthy sync.WaitGroup
 	healthy.Go(func() { transfer("while the others fill up") })
 	for range count {
-		var c net.Conn
-		lab.Eventually(t, "another one is let in", func() (ok bool) { // none is while the budget is exceeded
-			var err error
-			c, err = net.Dial("tcp", p.echoes)
-			if err != nil && !isReset(err) {
-				t.Fatal(err)
-			}
-			return err == nil
-		})
-		c.(*net.TCPConn).SetReadBuffer(socketBuffer)
+		c, err := net.Dial(network, near)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.(buffered).SetReadBuffer(socketBuffer)
 		conns = append(conns, c)
 		opened.Add(1)
 		go func() {
@@ -97,20 +122,59 @@ func TestSlowReaders(t *testing.T) {
 	opened.Wait()
 	healthy.Wait()
 	// All that will ever move has moved when nothing has for a while.
-	for before := int64(-1); before != pushed.Load(); time.Sleep(time.Second) {
+	for before := int64(-1); before != pushed.Load(); time.Sleep(standing()) {
 		before = pushed.Load()
 	}
 	transfer("beside them")
 	limit := memory<<10 + residentBase + residentPerStream*count
-	near, far := lab.PeakResident(t, p.near.Process), lab.PeakResident(t, p.far.Process)
+	one, other := lab.PeakResident(t, p.near.Process), lab.PeakResident(t, p.far.Process)
 	t.Logf("%d streams that never read, %d MiB pushed at each: %d MiB taken before they blocked, %d pushers reset; peak resident near %d and far %d KiB, limit %d KiB (limits.memory %d MiB)",
-		count, push>>20, pushed.Load()>>20, ended.Load(), near, far, limit, memory)
-	if near > limit || far > limit {
+		count, push>>20, pushed.Load()>>20, ended.Load(), one, other, limit, memory)
+	if one > limit || other > limit {
 		t.Error("too much memory")
+	}
+	if n := ended.Load(); n > 0 {
+		t.Errorf("%d were reset", n)
 	}
 	if done.Load() == int64(count) {
 		t.Error("nobody was stopped, which proves nothing")
 	}
+}
+
+// buffered is any socket.
+type buffered interface {
+	SetReadBuffer(n int) error
+	SetWriteBuffer(n int) error
+}
+
+// abort makes the close of a TCP connection a reset.
+func abort(c net.Conn) {
+	if t, ok := c.(*net.TCPConn); ok {
+		t.SetLinger(0)
+	}
+}
+
+// serveUnix runs a server on a unix socket until the test ends.
+func serveUnix(t *testing.T, path string, handle func(net.Conn)) string {
+	t.Helper()
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				handle(c)
+			}()
+		}
+	}()
+	return path
 }
 
 // TestDescriptors starves a sidecar of descriptors. What is new is refused,
