@@ -198,7 +198,7 @@ func (a *account) over() bool {
 func (a *account) refuse() bool {
 	a.all.mu.Lock()
 	defer a.all.mu.Unlock()
-	if a.refused >= maxFlows {
+	if a.refused >= maxRefused {
 		return false
 	}
 	a.refused++

@@ -23,10 +23,6 @@ const (
 	// guard's own business.
 	yamuxWindow = 2 * initialWindow
 
-	// maxFlows bounds the streams of a peer that were refused and that it has
-	// not ended.
-	maxFlows = 1 << 17
-
 	// maxGaps bounds how far ids may overtake each other.
 	maxGaps = 1024
 

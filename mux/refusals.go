@@ -1,5 +1,14 @@
 package mux
 
+const (
+	// maxRefused bounds the streams of a peer that were refused and that it has
+	// not ended.
+	maxRefused = 1 << 17
+
+	// maxRefusals is about how many bytes of answers are written together.
+	maxRefusals = 16 << 10
+)
+
 // refusals are the streams that the peer opened and a limit refuses. yamux does
 // not learn of them, and what comes for them is dropped: however many a peer
 // opens, each costs no more than an entry here until the peer has ended it.
@@ -117,6 +126,3 @@ func (g *guard) nextRefusals() (text []byte) {
 	}
 	return text
 }
-
-// maxRefusals is about how many bytes of answers are written together.
-const maxRefusals = 16 << 10
