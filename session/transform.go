@@ -135,7 +135,11 @@ var payloadPool = sync.Pool{New: func() any { return new(payload) }}
 
 func (d *jsonDecoder) next(iv *[container.IVLen]byte) ([]byte, error) {
 	room := &d.payloads[d.lent]
-	if *room == nil {
+	switch {
+	case *room != nil:
+	case d.lent == 0:
+		*room = new(payload) // of which an idle link has touched little
+	default:
 		*room = payloadPool.Get().(*payload)
 	}
 	d.lent++

@@ -94,7 +94,7 @@ func enterSandbox(cfg *config.Config, log zerolog.Logger, off bool) (*sandbox.Sa
 }
 
 // memoryBase is what a sidecar may use beside unread bytes.
-const memoryBase = 64 << 20
+const memoryBase = 40 << 20
 
 // boundMemory keeps what waits for the garbage collector from doubling what
 // limits.memory allows. GOMEMLIMIT goes first.
