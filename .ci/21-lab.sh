@@ -6,4 +6,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 .ci/install util-linux
 # One package at a time: their loads are meant to be alone.
-GOFLAGS=-tags=poison SEALANE_LAB=long go test -p 1 -count=1 -timeout 15m -v ./lab/ops ./lab/faults
+GOFLAGS=-tags=poison SEALANE_LAB=long go test -p 1 -count=1 -timeout 25m -v ./lab/ops ./lab/faults
