@@ -205,9 +205,9 @@ type queueSpy struct {
 	queued func(p []byte)
 }
 
-func (c *queueSpy) Queue(p []byte) error {
+func (c *queueSpy) QueueFirst(p []byte, behind session.Mark) error {
 	c.queued(p)
-	return c.Conn.Queue(p)
+	return c.Conn.QueueFirst(p, behind)
 }
 
 // TestGoAwayComesFirst: no stream is closed unanswered before the go away that

@@ -4,6 +4,8 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"github.com/sealane/sealane/session"
 )
 
 // The guard does the flow control. On the wire a stream's window starts as
@@ -131,13 +133,13 @@ func (g *guard) passed(f *flow, n int) bool {
 
 // grant grants what is due.
 func (g *guard) grant(f *flow) {
-	defer g.conn.Flush()
+	defer g.conn.FlushFirst()
 	// Grant and FIN must not pass each other: writeMu covers both.
 	g.writeMu.Lock()
 	defer g.writeMu.Unlock()
 	if owed := g.widen(f); owed > 0 {
 		g.told(f, owed)
-		g.queue(appendHeader(g.header[:0], yamuxWindowUpdate, 0, f.id, uint32(owed))) // the link's reader sees the error, too
+		g.queue(nil, appendHeader(g.small[:0], yamuxWindowUpdate, 0, f.id, uint32(owed))) // the link's reader sees the error, too
 	}
 }
 
@@ -151,7 +153,8 @@ func (g *guard) tryGrant(f *flow) bool {
 	if owed == 0 {
 		return true
 	}
-	if !g.conn.TryQueue(appendHeader(g.header[:0], yamuxWindowUpdate, 0, f.id, uint32(owed))) {
+	g.small = appendHeader(g.small[:0], yamuxWindowUpdate, 0, f.id, uint32(owed))
+	if _, ok := g.conn.TryFirst(g.small, session.Mark{}, true); !ok {
 		return false
 	}
 	g.told(f, owed)

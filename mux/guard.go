@@ -37,10 +37,14 @@ const (
 // transport is what the guard needs of a session.Conn.
 type transport interface {
 	ReadRecords(bodies [][]byte) ([][]byte, error)
-	Queue(p []byte) error
-	TryQueue(p []byte) bool
-	QueueBuffer(b *session.Buffer, n int) error
+	Grain() int
+	BeginTurn(n int) error
+	EndTurn()
+	QueueBuffer(b *session.Buffer, n int) (session.Mark, error)
+	QueueFirst(p []byte, behind session.Mark) error
+	TryFirst(p []byte, behind session.Mark, wake bool) (session.Mark, bool)
 	Flush()
+	FlushFirst()
 	Close() error
 	Abort(error)
 }
@@ -82,9 +86,10 @@ type guard struct {
 	readOnce sync.Once
 
 	// Outbound. writeMu is taken before mu and held while a header is queued,
-	// so that what the flows say is what the wire says.
+	// so that what the flows say is what the wire says. Who has much to send
+	// waits for its turn before that: what is small does not wait behind them.
 	writeMu sync.Mutex
-	header  [yamuxHeaderLen]byte // where headers are made
+	small   []byte // where small frames and headers are made
 
 	mu        sync.Mutex
 	flows     map[uint32]*flow
@@ -166,6 +171,8 @@ type flow struct {
 	owed       int  // granted, and the peer has not been told
 	small      int  // frames in a row
 	granting   bool // a goroutine is about to grant
+
+	last session.Mark // of its DATA; protected by writeMu
 
 	deserted bool // remoteFin, once its stream knows
 
@@ -376,54 +383,94 @@ func (g *guard) write(p []byte) error {
 	h := parseHeader(p)
 	g.writeMu.Lock()
 	g.mu.Lock()
+	f := g.flows[h.id]
 	pass := g.outbound(&h)
 	g.mu.Unlock()
 	var err error
 	if pass {
-		err = g.queue(appendHeader(g.header[:0], h.kind, h.flags, h.id, h.length))
+		err = g.queue(f, appendHeader(g.small[:0], h.kind, h.flags, h.id, h.length))
 		if h.kind == yamuxPing && h.flags == flagSYN {
 			g.pinged.Store(g.bytesOut.Load())
 		}
 	}
 	g.writeMu.Unlock()
 	if h.kind == yamuxPing || h.flags != flagSYN {
-		g.conn.Flush() // but OPEN follows SYN and takes it along
+		g.conn.FlushFirst() // but OPEN follows SYN and takes it along
 	}
 	return err
 }
 
-// queue puts p on its way, with writeMu held.
-func (g *guard) queue(p []byte) error {
+// queue puts what is small on its way, with writeMu held: ahead of everything
+// but what its flow, if it is of one, has sent before.
+func (g *guard) queue(f *flow, p []byte) error {
+	g.small = p // perhaps larger than it was
 	g.bytesOut.Add(uint64(len(p)))
-	return g.conn.Queue(p)
+	var behind session.Mark
+	if f != nil {
+		behind = f.last
+	}
+	return g.conn.QueueFirst(p, behind)
 }
+
+// maxSmall is the most bytes of DATA, headers and all, that may leave ahead of
+// what waits for its turn.
+const maxSmall = 2 << 10
 
 // sendBuffer sends n bytes of a buffer, of which the first yamuxHeaderLen are
 // free for the header, as DATA of a flow that has credit for the rest. The
-// buffer is gone. Somebody has to call Flush.
-func (g *guard) sendBuffer(f *flow, b *session.Buffer, n int) error {
+// buffer is gone. Somebody has to call Flush, or, if it reports that they left
+// ahead of others, FlushFirst.
+func (g *guard) sendBuffer(f *flow, b *session.Buffer, n int) (ahead bool, err error) {
+	appendHeader(b.Body()[:0], yamuxData, 0, f.id, uint32(n-yamuxHeaderLen))
+	if n <= maxSmall {
+		if ahead, err = g.sendAhead(f, b.Body()[:n]); ahead || err != nil {
+			b.Free()
+			return ahead, err
+		}
+	}
+	if err = g.conn.BeginTurn(n); err != nil {
+		b.Free()
+		return false, err
+	}
+	defer g.conn.EndTurn()
 	g.writeMu.Lock()
 	defer g.writeMu.Unlock()
 	if !g.spend(f, n-yamuxHeaderLen) {
 		b.Free()
-		return errFlowOver
+		return false, errFlowOver
 	}
-	appendHeader(b.Body()[:0], yamuxData, 0, f.id, uint32(n-yamuxHeaderLen))
 	g.bytesOut.Add(uint64(n))
-	return g.conn.QueueBuffer(b, n)
+	f.last, err = g.conn.QueueBuffer(b, n)
+	return false, err
 }
 
-// sendSmall is sendBuffer for a few bytes, which it copies.
+// sendAhead sends a small frame with its header ahead of others, unless there
+// is no room, or something of its flow waits already: of a flow that sends much
+// in small pieces, no more than one goes ahead at a time.
+func (g *guard) sendAhead(f *flow, p []byte) (bool, error) {
+	g.writeMu.Lock()
+	defer g.writeMu.Unlock()
+	if !g.spend(f, len(p)-yamuxHeaderLen) {
+		return false, errFlowOver
+	}
+	mark, ahead := g.conn.TryFirst(p, f.last, false)
+	if ahead {
+		f.last = mark
+		g.bytesOut.Add(uint64(len(p)))
+	} else {
+		g.spend(f, -(len(p) - yamuxHeaderLen)) // nothing was
+	}
+	return ahead, nil
+}
+
+// sendSmall sends a few bytes of frames other than DATA, which it copies.
 func (g *guard) sendSmall(f *flow, p []byte) error {
 	g.writeMu.Lock()
 	defer g.writeMu.Unlock()
 	if !g.spend(f, len(p)) {
 		return errFlowOver
 	}
-	if err := g.queue(appendHeader(g.header[:0], yamuxData, 0, f.id, uint32(len(p)))); err != nil {
-		return err
-	}
-	return g.queue(p)
+	return g.queue(f, append(appendHeader(g.small[:0], yamuxData, 0, f.id, uint32(len(p))), p...))
 }
 
 // spend takes n bytes off a flow's credit, unless nothing may be sent there
@@ -523,13 +570,13 @@ func (g *guard) over(f *flow) (over, taken bool) {
 // it would answer late SYNs from its read loop, where writing can dead-lock two
 // nodes that drain.
 func (g *guard) goAway() error {
-	defer g.conn.Flush()
+	defer g.conn.FlushFirst()
 	g.writeMu.Lock()
 	defer g.writeMu.Unlock()
 	g.mu.Lock()
 	g.refusals.leaving = true
 	g.mu.Unlock()
-	return g.queue(appendHeader(nil, yamuxGoAway, 0, 0, 0))
+	return g.queue(nil, appendHeader(g.small[:0], yamuxGoAway, 0, 0, 0))
 }
 
 // sweep runs every few seconds. It ends streams whose FIN the peer does not
@@ -546,23 +593,27 @@ func (g *guard) sweep(now time.Time) {
 	if len(late) == 0 {
 		return
 	}
-	defer g.conn.Flush()
+	defer g.conn.FlushFirst()
 	g.writeMu.Lock()
 	defer g.writeMu.Unlock()
-	var resets []byte
-	g.mu.Lock()
 	for _, f := range late {
-		if g.flows[f.id] == f && !f.remoteFin {
-			f.localRST = time.Now()
-			g.resets++
-			g.inject = appendHeader(g.inject, yamuxWindowUpdate, flagFIN, f.id, 0)
-			resets = appendHeader(resets, yamuxWindowUpdate, flagRST, f.id, 0)
+		if g.giveUp(f) {
+			g.queue(f, appendHeader(g.small[:0], yamuxWindowUpdate, flagRST, f.id, 0))
 		}
 	}
-	g.mu.Unlock()
-	if len(resets) > 0 {
-		g.queue(resets)
+}
+
+// giveUp tells yamux the FIN that a flow waits for in vain, if it still does.
+func (g *guard) giveUp(f *flow) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.flows[f.id] != f || f.remoteFin {
+		return false
 	}
+	f.localRST = time.Now()
+	g.resets++
+	g.inject = appendHeader(g.inject, yamuxWindowUpdate, flagFIN, f.id, 0)
+	return true
 }
 
 // awaitsPong tells whether there are flows that only a ping's answer forgets.

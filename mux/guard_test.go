@@ -24,7 +24,7 @@ type wire struct {
 	in      io.Reader
 	text    string // queued
 	broken  bool   // for writing
-	full    bool   // TryQueue fails
+	full    bool   // TryFirst fails
 	aborted error
 	record  [4096]byte
 }
@@ -43,9 +43,16 @@ func (w *wire) Queue(p []byte) error {
 	w.text += string(p)
 	return nil
 }
-func (w *wire) TryQueue(p []byte) bool { return !w.full && w.Queue(p) == nil }
-func (w *wire) QueueBuffer(b *session.Buffer, n int) error {
-	return w.Queue(b.Body()[:n])
+func (w *wire) QueueFirst(p []byte, _ session.Mark) error { return w.Queue(p) }
+func (w *wire) TryFirst(p []byte, _ session.Mark, _ bool) (session.Mark, bool) {
+	return session.Mark{}, !w.full && w.Queue(p) == nil
+}
+func (w *wire) Grain() int          { return session.MaxBody }
+func (w *wire) BeginTurn(int) error { return nil }
+func (w *wire) EndTurn()            {}
+func (w *wire) FlushFirst()         {}
+func (w *wire) QueueBuffer(b *session.Buffer, n int) (session.Mark, error) {
+	return session.Mark{}, w.Queue(b.Body()[:n])
 }
 
 // out takes apart what was queued.

@@ -38,7 +38,8 @@ type link struct {
 	conn     sealedConn
 	raw      net.Conn // what conn runs over
 	guard    *guard
-	buffers  bufferPool
+	buffers  bufferPool // for bulk
+	spare    bufferPool // for streams that had little to send of late
 	ys       *yamux.Session
 	dialed   bool
 	address  string
@@ -87,6 +88,7 @@ func newLink(p *peer, conn sealedConn, raw net.Conn, dialed bool, address string
 		opened:    l.opened,
 	})
 	l.buffers.init(p.mux.config().buffers)
+	l.spare.init(p.mux.config().buffers)
 	l.guard.measured(conn.RTT())
 	l.lastRTT.Store(int64(conn.RTT()))
 	start := yamux.Server
@@ -468,7 +470,7 @@ func (s *Stream) writeFirst(frame []byte) error {
 	if err := s.writeFrame(frame); err != nil {
 		return err
 	}
-	s.link.guard.conn.Flush()
+	s.link.guard.conn.FlushFirst()
 	s.begun = true
 	return nil
 }

@@ -84,11 +84,11 @@ func (g *guard) answerRefused() {
 
 // writeRefusals writes the answers, some at a time.
 func (g *guard) writeRefusals() {
-	defer g.conn.Flush()
+	defer g.conn.FlushFirst()
 	for {
 		g.writeMu.Lock()
 		text := g.nextRefusals()
-		if text == nil || g.queue(text) != nil {
+		if text == nil || g.queue(nil, text) != nil {
 			g.writeMu.Unlock()
 			return
 		}

@@ -17,10 +17,26 @@ const (
 	// maxBurst is how many frames leave together, if they are there at once.
 	maxBurst = 8
 
-	// linkBuffers is how many buffers the streams of a link may have read into
-	// and not handed to the session: 4 MiB.
+	// linkBuffers is how many buffers the bulk streams of a link may have read
+	// into and not handed to the session: 4 MiB. The others have as many of
+	// their own, which they do not keep for long.
 	linkBuffers = 64
 )
+
+// maxData is how much of an app's bytes goes into one DATA frame now: less on a
+// slow link, where others wait while it is sent.
+func (l *link) maxData() int {
+	return min(maxChunk, l.guard.conn.Grain()-yamuxHeaderLen-frameHeaderLen)
+}
+
+// flush sends what was queued, ahead of others or not.
+func (l *link) flush(ahead bool) {
+	if ahead {
+		l.guard.conn.FlushFirst()
+	} else {
+		l.guard.conn.Flush()
+	}
+}
 
 // A LazyReader can wait for bytes without buffers to put them into.
 type LazyReader interface {
@@ -38,10 +54,11 @@ type LazyReader interface {
 // it, if src is a LazyReader, and reads nothing that the peer has no room for.
 func (s *Stream) ReadFrom(src io.Reader) (total int64, err error) {
 	lazy := Lazy(src)
-	b := burst{want: 1, pool: &s.link.buffers}
+	b := burst{want: 1, pool: &s.link.spare}
 	take, drop := b.take, b.drop
-	defer b.pool.pass()
+	defer func() { b.pool.pass() }()
 	for {
+		b.room = s.link.maxData()
 		if b.credit, err = s.awaitCredit(frameHeaderLen + 1); err != nil {
 			return total, err
 		}
@@ -68,6 +85,7 @@ func (s *Stream) ReadFrom(src io.Reader) (total int64, err error) {
 type burst struct {
 	want, n int
 	credit  int // of the stream
+	room    int // for app bytes in each
 	pool    *bufferPool
 	buffers [maxBurst]*session.Buffer
 	rooms   [maxBurst][]byte
@@ -78,7 +96,7 @@ func (b *burst) take() [][]byte {
 	want, left := b.pool.get(b.want), b.credit
 	for b.n = 0; b.n < want && left > frameHeaderLen; b.n++ {
 		b.buffers[b.n] = session.NewBuffer()
-		b.rooms[b.n] = dataRoom(b.buffers[b.n], min(left-frameHeaderLen, maxChunk))
+		b.rooms[b.n] = dataRoom(b.buffers[b.n], min(left-frameHeaderLen, b.room))
 		left -= frameHeaderLen + len(b.rooms[b.n])
 	}
 	b.pool.put(want - b.n)
@@ -152,13 +170,15 @@ func (p *bufferPool) pass() {
 // send sends what ReadFrom has read into a burst. It cannot be read again: if
 // it cannot be sent, the stream is over.
 func (s *Stream) send(b *burst, n int) error {
-	defer s.link.guard.conn.Flush()
+	first := true // all that was sent left ahead of others
+	defer func() { s.link.flush(first) }()
 	s.writeMu.Lock()
 	defer s.writeMu.Unlock()
 	i := 0
 	for ; n > 0; i++ {
 		m := min(n, len(b.rooms[i]))
-		err := s.sendData(b.buffers[i], m)
+		ahead, err := s.sendData(b.buffers[i], m)
+		first = first && ahead
 		b.pool.put(1)
 		if err != nil {
 			b.dropFrom(i + 1)
@@ -173,6 +193,9 @@ func (s *Stream) send(b *burst, n int) error {
 		}
 	}
 	b.dropFrom(i)
+	if b.pool = &s.link.buffers; first {
+		b.pool = &s.link.spare
+	}
 	return nil
 }
 

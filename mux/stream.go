@@ -120,10 +120,11 @@ func (s *Stream) Write(p []byte) (total int, err error) {
 		}
 		b := session.NewBuffer()
 		n := copy(dataRoom(b, room), p)
-		if err := s.sendData(b, n); err != nil {
+		ahead, err := s.sendData(b, n)
+		if err != nil {
 			return total, err
 		}
-		s.link.guard.conn.Flush()
+		s.link.flush(ahead)
 		p = p[n:]
 		total += n
 	}
@@ -137,7 +138,7 @@ func (s *Stream) awaitRoom() (int, error) {
 		return 0, err
 	}
 	credit, err := s.awaitCredit(frameHeaderLen + 1)
-	return min(credit-frameHeaderLen, maxChunk), err
+	return min(credit-frameHeaderLen, s.link.maxData()), err
 }
 
 // awaitCredit waits until n bytes may be sent. Unless that takes too long, an
@@ -157,26 +158,28 @@ func dataRoom(b *session.Buffer, n int) []byte {
 	return b.Body()[start : start+n]
 }
 
-// sendData sends the first n bytes of a buffer's dataRoom, with writeMu held.
-// Somebody has to call Flush. The buffer is gone.
-func (s *Stream) sendData(b *session.Buffer, n int) error {
-	err := s.writeState()
+// sendData sends the first n bytes of a buffer's dataRoom, with writeMu held,
+// and reports whether they left ahead of others: somebody has to call flush with
+// that. The buffer is gone.
+func (s *Stream) sendData(b *session.Buffer, n int) (ahead bool, err error) {
+	err = s.writeState()
 	if err == nil {
 		_, err = s.awaitCredit(frameHeaderLen + n)
 	}
 	if err != nil {
 		b.Free()
-		return err
+		return false, err
 	}
 	frame := b.Body()[yamuxHeaderLen:]
 	frame[0] = frameData
 	putLength(frame, n)
-	if err := s.link.guard.sendBuffer(s.flow, b, yamuxHeaderLen+frameHeaderLen+n); err != nil {
+	ahead, err = s.link.guard.sendBuffer(s.flow, b, yamuxHeaderLen+frameHeaderLen+n)
+	if err != nil {
 		s.torn = true
-		return s.writeError()
+		return false, s.writeError()
 	}
 	s.sent += uint64(n)
-	return nil
+	return ahead, nil
 }
 
 func (s *Stream) writeState() error {
@@ -192,7 +195,7 @@ func (s *Stream) writeState() error {
 }
 
 // writeFrame sends a small frame, in pieces if the peer's grants are tiny.
-// Somebody has to call Flush.
+// Somebody has to call FlushFirst.
 func (s *Stream) writeFrame(frame []byte) error {
 	if s.torn {
 		return s.writeError()
@@ -248,7 +251,7 @@ func (s *Stream) CloseWrite() error {
 	if done {
 		s.finish() // FIN takes END along
 	}
-	s.link.guard.conn.Flush()
+	s.link.guard.conn.FlushFirst()
 	return nil
 }
 

@@ -216,12 +216,13 @@ func TestResetWithTheWindowFull(t *testing.T) {
 				}()
 			} else {
 				a.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
-				// Frames that fill the window to the byte, so that none is torn.
-				_, err := a.Write(make([]byte, initialWindow-frameHeaderLen*(initialWindow/(frameHeaderLen+maxChunk)+1)-len(`    {"to":"echo","from":"127.0.0.1:1","via":"forward"}`)))
-				if err != nil {
-					t.Fatal(err)
+				// Frames that fill the window, so that none is torn.
+				for n := initialWindow; n > frameHeaderLen; n = a.link.guard.credit(a.flow) {
+					if _, err := a.Write(make([]byte, min(n-frameHeaderLen, a.link.maxData(), 4000))); err != nil {
+						t.Fatal(err)
+					}
 				}
-				_, err = a.Write([]byte("x"))
+				_, err := a.Write([]byte("x"))
 				if !errors.Is(err, os.ErrDeadlineExceeded) || a.Err() != nil {
 					t.Fatalf("Write into a full window: %v, %v", err, a.Err())
 				}

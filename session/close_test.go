@@ -51,6 +51,7 @@ func (c *trickle) Write(p []byte) (n int, err error) {
 
 // slow makes c's path slow, from now on.
 func slow(c *Conn, piece, left int) {
+	c.tx.amount.Store(mostAmount) // the path was fast until then
 	c.transport.Conn = &trickle{memConn: c.transport.Conn.(*memConn), piece: piece, left: left}
 }
 
@@ -79,7 +80,7 @@ func TestCloseOnASlowPath(t *testing.T) {
 			data := randomBytes(1, 1<<20)
 			got := receiveAll(reader(r, true))
 			for rest := data; len(rest) > 0; rest = rest[1<<17:] {
-				if err := i.Queue(rest[:1<<17]); err != nil {
+				if _, err := i.queue(rest[:1<<17]); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -104,7 +105,7 @@ func TestCloseOnAPathThatStops(t *testing.T) {
 		i, r, _ := memSession(t, TransformPacked)
 		slow(i, 10_000, 600_000) // 3 s
 		got := receiveAll(reader(r, true))
-		if err := i.Queue(randomBytes(1, 1<<20)); err != nil {
+		if _, err := i.queue(randomBytes(1, 1<<20)); err != nil {
 			t.Fatal(err)
 		}
 		start := time.Now()
@@ -140,7 +141,7 @@ func TestCloseIsBounded(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				i, r, _ := memSession(t, TransformPacked)
 				path(i, r)
-				if err := i.Queue(randomBytes(1, 1<<20)); err != nil {
+				if _, err := i.queue(randomBytes(1, 1<<20)); err != nil {
 					t.Fatal(err)
 				}
 				want := CloseLimit
@@ -169,7 +170,7 @@ func TestAnswerIsQuick(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		i, r, _ := memSession(t, TransformPacked)
 		slow(r, 10_000, 1<<30)
-		if err := r.Queue(randomBytes(1, 1<<20)); err != nil {
+		if _, err := r.queue(randomBytes(1, 1<<20)); err != nil {
 			t.Fatal(err)
 		}
 		go i.Close()
@@ -265,7 +266,7 @@ func fillPath(t *testing.T, c *Conn) (data []byte) {
 	}()
 	piece := randomBytes(1, 60_000)
 	for {
-		if c.TryQueue(piece) {
+		if tryQueue(c, piece) {
 			data = append(data, piece...)
 			continue
 		}
@@ -275,6 +276,19 @@ func fillPath(t *testing.T, c *Conn) (data []byte) {
 		case <-time.After(time.Millisecond):
 		}
 	}
+}
+
+// tryQueue queues a record's bytes if there is room.
+func tryQueue(c *Conn, p []byte) bool {
+	t := &c.tx
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.next.size > 0 && t.next.size+len(p) > int(t.amount.Load()) {
+		return false
+	}
+	t.next.append(p)
+	t.work.Signal()
+	return true
 }
 
 // A sipping conn reads little at a time.

@@ -90,7 +90,7 @@ func (h *handshake) conclude() *Conn {
 		info:      info{h.peer, h.choice.Cipher, h.choice.Transform, h.choice.Padding, h.rtt},
 		done:      make(chan struct{}),
 	}
-	c.tx.init()
+	c.tx.init(h.conn.Conn)
 	if h.cfg.batch > 0 {
 		c.tx.batch = h.cfg.batch
 	}

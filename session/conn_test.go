@@ -64,7 +64,7 @@ func TestBuffersDoNotMix(t *testing.T) {
 		wg.Go(func() {
 			b := NewBuffer()
 			n := copy(b.Body(), bytes.Repeat([]byte{'b'}, MaxBody))
-			if err := i.QueueBuffer(b, n); err != nil {
+			if err := queueBuffer(i, b, n); err != nil {
 				t.Error(err)
 			}
 			i.Flush()
@@ -321,7 +321,7 @@ func TestReadRecords(t *testing.T) {
 }
 
 // TestQueueWaitsForFlush: what is queued leaves with the next Flush, in one
-// record; TryQueue waits for nothing, and sees to the sending.
+// record; TryFirst waits for nothing, and the flusher sees to the sending.
 func TestQueueWaitsForFlush(t *testing.T) {
 	i, r, _ := memSession(t, TransformPacked)
 	read := func() string {
@@ -332,7 +332,7 @@ func TestQueueWaitsForFlush(t *testing.T) {
 		}
 		return string(bodies[0])
 	}
-	if err := errors.Join(i.Queue([]byte("a")), i.Queue([]byte("b"))); err != nil {
+	if err := errors.Join(queue(i, "a"), queue(i, "b")); err != nil {
 		t.Fatal(err)
 	}
 	if n := i.Stats().RecordsOut; n != 0 {
@@ -342,21 +342,33 @@ func TestQueueWaitsForFlush(t *testing.T) {
 	if got := read(); got != "ab" {
 		t.Fatalf("%q", got)
 	}
-	if !i.TryQueue([]byte("d")) {
+	if _, ok := i.TryFirst([]byte("d"), Mark{}, true); !ok {
 		t.Fatal("an idle session does not take a byte")
 	}
 	if got := read(); got != "d" {
 		t.Fatalf("%q", got)
 	}
-	i.tx.writing.Lock()
-	if i.TryQueue([]byte("e")) {
-		t.Fatal("queued in the middle of another's bytes")
-	}
-	i.tx.writing.Unlock()
 	i.Abort(nil)
-	if i.TryQueue([]byte("f")) || i.Queue([]byte("f")) == nil {
+	if _, ok := i.TryFirst([]byte("f"), Mark{}, true); ok || queue(i, "f") == nil || i.QueueFirst([]byte("f"), Mark{}) == nil {
 		t.Fatal("a dead session takes bytes")
 	}
+}
+
+// queue has p sent in turn.
+func queue(c *Conn, p string) error {
+	_, err := c.queue([]byte(p))
+	return err
+}
+
+// queueBuffer is QueueBuffer with the turn around it.
+func queueBuffer(c *Conn, b *Buffer, n int) error {
+	if err := c.BeginTurn(n); err != nil {
+		b.Free()
+		return err
+	}
+	defer c.EndTurn()
+	_, err := c.QueueBuffer(b, n)
+	return err
 }
 
 // TestQueueBuffer: buffers keep their order among small pieces, and block when
@@ -383,7 +395,7 @@ func TestQueueBuffer(t *testing.T) {
 		want = append(want, p...)
 		b := NewBuffer()
 		copy(b.Body(), p)
-		if err := i.QueueBuffer(b, len(p)); err != nil {
+		if err := queueBuffer(i, b, len(p)); err != nil {
 			t.Fatal(err)
 		}
 	}

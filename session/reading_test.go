@@ -97,7 +97,7 @@ func (x reading) openAs(wire io.Reader, records bool) ([]byte, error) {
 		done:      make(chan struct{}), flusher: make(chan struct{}),
 	}
 	close(c.flusher)
-	c.tx.init()
+	c.tx.init(nil)
 	c.rx.open.padding = x.padding
 	secret := x.secret
 	if err := c.rx.open.keys.init(x.cipher, &secret); err != nil {
@@ -329,7 +329,7 @@ func TestLentUntilTheNextCall(t *testing.T) {
 			i.tx.seal.limit = 5
 			for k := range 30 { // in one write: gzip gives what was flushed together
 				buf := NewBuffer()
-				if err := i.QueueBuffer(buf, copy(buf.Body(), randomBytes(uint64(k), 9000+k))); err != nil {
+				if _, err := i.QueueBuffer(buf, copy(buf.Body(), randomBytes(uint64(k), 9000+k))); err != nil {
 					t.Fatal(err)
 				}
 			}

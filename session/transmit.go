@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"runtime"
 	"sync"
@@ -26,78 +27,50 @@ const (
 	copyLimit = 8 << 10
 )
 
-// A Buffer holds the body of one record, with the room that sealing it in
-// place takes.
-type Buffer struct {
-	plain [maxPlaintext + tagLen]byte
-	end   int // of the body, in plain
-}
-
-var bufferPool = sync.Pool{New: func() any {
-	b := new(Buffer)
-	loan.End(b.plain[:])
-	return b
-}}
-
-// NewBuffer returns an empty Buffer: from a pool, where QueueBuffer and Free
-// put it back.
-func NewBuffer() *Buffer {
-	b := bufferPool.Get().(*Buffer)
-	loan.Check(b.plain[:])
-	b.end = recordHeader
-	return b
-}
-
-// Free gives up a Buffer that was not queued.
-func (b *Buffer) Free() {
-	loan.End(b.plain[:])
-	bufferPool.Put(b)
-}
-
-// Body is the room for the record's body: MaxBody bytes.
-func (b *Buffer) Body() []byte { return b.plain[recordHeader:maxPlaintext] }
-
-// add copies as much of p as there is room for behind the body.
-func (b *Buffer) add(p []byte) int {
-	n := copy(b.plain[b.end:maxPlaintext], p)
-	b.end += n
-	return n
-}
-
 // A transmitter is the writing half. What is queued gathers in one batch while
 // the other is sealed and sent, by whoever came first: a caller of Flush that
 // finds nobody sending, or else the flusher. So a lone writer's bytes leave
 // without waking anybody, and those of many leave together.
+//
+// A batch has two parts: the lane, which leaves first, for what is small and
+// must not wait, and the rest, in turn. Both are bounded by the time that the
+// transport takes for them, and the batch is taken only once the kernel has
+// little left to send: what comes into the lane waits for no more than that.
 type transmitter struct {
-	writing sync.Mutex // held for a whole Queue: two never mix
+	writing sync.Mutex // the turn; held for a whole Write: two never mix
 
 	mu    sync.Mutex
 	work  sync.Cond // the flusher may have something to do
 	room  sync.Cond // the batch being filled was taken, or an end
-	batch int       // the most that fill takes
-	fill  []*Buffer
-	spare []*Buffer // empty; fill's array after the next swap
-	busy  bool      // somebody sends, and owns seal and out
-	ended error     // what Queue returns; set by the first of shut and stop
+	batch int       // the most records of one that wait in turn
+	next  batch     // the one being filled
+	spare []*Buffer // empty; next's array after the next swap
+	busy  bool      // somebody sends, and owns seal, out, pace and kernel
+	ended error     // what queueing returns; set by the first of shut and stop
 	until time.Time // when sending has to be over, whatever moves; set by shut
 	dead  bool      // stop was called: send nothing more
 
-	seal sealer
-	out  []byte // sealed bytes of one batch
-	rest []byte // of out: what was not written yet
-	last bool   // the sealed close is in out
+	seal   sealer
+	out    []byte // sealed bytes of one batch
+	rest   []byte // of out: what was not written yet
+	last   bool   // the sealed close is in out
+	pace   pace
+	kernel unsentQueue
 
+	amount  atomic.Int64 // the most bytes that gather: pace's
 	records atomic.Uint64
 	bytes   atomic.Uint64
 	taken   atomic.Uint64 // of bytes, what the transport has
 	rekeys  atomic.Uint64
 }
 
-func (t *transmitter) init() {
+func (t *transmitter) init(transport net.Conn) {
 	t.work.L, t.room.L = &t.mu, &t.mu
 	t.batch = batchRecords
-	t.fill = make([]*Buffer, 0, batchRecords)
+	t.next = batch{number: 1, turn: make([]*Buffer, 0, batchRecords)}
 	t.spare = make([]*Buffer, 0, batchRecords)
+	t.amount.Store(int64(t.pace.amount()))
+	t.kernel.init(transport)
 }
 
 // Write queues p and sends it. The error of a failed send is that of a later
@@ -108,135 +81,179 @@ func (c *Conn) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// Queue puts p, which it copies, into the records that leave next. It blocks
+// queue puts p, which it copies, into the records that leave next. It blocks
 // while a whole batch of them waits. Somebody has to call Flush.
-func (c *Conn) Queue(p []byte) error {
-	_, err := c.queue(p)
-	return err
-}
-
 func (c *Conn) queue(p []byte) (total int, err error) {
 	t := &c.tx
 	t.writing.Lock()
 	defer t.writing.Unlock()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for len(p) > 0 && t.ended == nil {
-		n := t.add(p)
+	for len(p) > 0 {
+		if err := t.await(1); err != nil {
+			return total, err
+		}
+		n := t.next.add(p[:min(len(p), max(1, int(t.amount.Load())-t.next.size))])
 		p = p[n:]
 		total += n
-		if n == 0 {
-			t.await()
-		}
 	}
 	return total, t.ended
 }
 
-// TryQueue is Queue for one that must not wait, nor send: it reports false,
-// with nothing queued, if it would have to. The flusher sends what it queues.
-func (c *Conn) TryQueue(p []byte) bool {
-	t := &c.tx
-	if !t.writing.TryLock() {
-		return false
+// Grain is the most that is worth queueing at once: more would keep others
+// waiting for long.
+func (c *Conn) Grain() int {
+	n := int(c.tx.amount.Load())
+	if c.info.padding > 0 {
+		n = max(1, n/c.info.padding)*c.info.padding - recordHeader // full to the last byte
 	}
-	defer t.writing.Unlock()
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.ended != nil || len(t.fill) == t.batch && maxPlaintext-t.fill[t.batch-1].end < len(p) {
-		return false
-	}
-	for len(p) > 0 {
-		p = p[t.add(p):]
-	}
-	t.work.Signal()
-	return true
+	return min(n, MaxBody)
 }
 
-// QueueBuffer is Queue for the first n bytes of a Buffer's body, which is the
-// Conn's from now on.
-func (c *Conn) QueueBuffer(b *Buffer, n int) error {
-	if n <= copyLimit {
-		err := c.Queue(b.Body()[:n])
-		b.Free()
-		return err
-	}
-	b.end = recordHeader + n
+// BeginTurn waits until nobody else has the turn, and there is room for n bytes
+// in the batch being filled. After it, without an error, comes EndTurn.
+func (c *Conn) BeginTurn(n int) error {
 	t := &c.tx
 	t.writing.Lock()
-	defer t.writing.Unlock()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for len(t.fill) == t.batch && t.ended == nil {
-		t.await()
+	err := t.await(n)
+	if err != nil {
+		t.writing.Unlock()
 	}
-	if t.ended != nil {
+	return err
+}
+
+// EndTurn lets others have their turn.
+func (c *Conn) EndTurn() { c.tx.writing.Unlock() }
+
+// await waits for room for n bytes, with mu held. Whoever queued what fills the
+// batch may not have come to Flush yet.
+func (t *transmitter) await(n int) error {
+	for t.ended == nil && len(t.next.turn) > 0 && (t.next.size+n > int(t.amount.Load()) || t.next.full(n, t.batch)) {
+		t.work.Signal()
+		t.room.Wait()
+	}
+	return t.ended
+}
+
+// QueueBuffer queues the first n bytes of a Buffer's body, which is the Conn's
+// from now on. It does not wait: it is for who has the turn. Somebody has to
+// call Flush.
+func (c *Conn) QueueBuffer(b *Buffer, n int) (Mark, error) {
+	t := &c.tx
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch {
+	case t.ended != nil:
 		b.Free()
-		return t.ended
+		return Mark{}, t.ended
+	case n <= copyLimit:
+		t.next.append(b.Body()[:n])
+		b.Free()
+	default:
+		b.end = recordHeader + n
+		t.next.turn = append(t.next.turn, b)
+		t.next.size += n
 	}
-	t.fill = append(t.fill, b)
-	return nil
+	return Mark{t.next.number, true}, nil
 }
 
-// add copies as much of p as there is room for into the last record, or into a
-// new one if that one is full.
-func (t *transmitter) add(p []byte) int {
-	if n := len(t.fill); n > 0 {
-		if m := t.fill[n-1].add(p); m > 0 || n == t.batch {
-			return m
-		}
+// QueueFirst puts p, which it copies, in front of all that was not queued so,
+// but never in front of what got the mark behind. It waits while as much is
+// there as the transport takes at once. Somebody has to call Flush, or
+// FlushFirst.
+func (c *Conn) QueueFirst(p []byte, behind Mark) error {
+	t := &c.tx
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for t.ended == nil && !t.next.first(p, behind, t.laneSize()) {
+		t.work.Signal()
+		t.room.Wait()
 	}
-	b := NewBuffer()
-	t.fill = append(t.fill, b)
-	return b.add(p)
+	return t.ended
 }
 
-// await waits for room, with mu held. Whoever queued what fills the batch may
-// not have come to Flush yet.
-func (t *transmitter) await() {
-	t.work.Signal()
-	t.room.Wait()
+// TryFirst is QueueFirst for what may go another way: it reports false, with
+// nothing queued, if it would have to wait, if what got the mark behind has not
+// left, or if half of the place in front is taken. With wake, the flusher sends
+// it.
+func (c *Conn) TryFirst(p []byte, behind Mark, wake bool) (Mark, bool) {
+	t := &c.tx
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.ended != nil || behind.batch == t.next.number || !t.next.first(p, behind, t.laneSize()/2) {
+		return Mark{}, false
+	}
+	if wake {
+		t.work.Signal()
+	}
+	return Mark{batch: t.next.number}, true
+}
+
+// laneSize is the most bytes in the lane. As much as may gather behind them:
+// whatever there is in front, the rest gets half of the transport.
+func (t *transmitter) laneSize() int {
+	return int(min(maxBody, max(2*leastAmount, t.amount.Load())))
 }
 
 // Flush sends what is queued, unless somebody is sending already: that one
 // sees to it. A few bytes first let other goroutines run, which may have some
 // to send along. It may block in the transport's Write.
-func (c *Conn) Flush() {
+func (c *Conn) Flush() { c.flush(true) }
+
+// FlushFirst is Flush for who has queued nothing but with QueueFirst or
+// TryFirst: if more is to be sent, others do it.
+func (c *Conn) FlushFirst() { c.flush(false) }
+
+func (c *Conn) flush(all bool) {
 	t := &c.tx
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if !t.busy && len(t.fill) == 1 && t.fill[0].end <= copyLimit {
+	if !t.busy && !t.next.empty() && t.next.size+t.next.lane.size() <= copyLimit {
 		t.mu.Unlock()
 		runtime.Gosched()
 		t.mu.Lock()
 	}
-	if t.busy || len(t.fill) == 0 || t.ended != nil {
+	if t.busy || t.next.empty() || t.ended != nil {
 		return
 	}
-	c.sendFill()
-	if len(t.fill) > 0 || t.ended != nil {
+	if all || len(t.next.turn) == 0 {
+		c.sendNext()
+	}
+	if !t.next.empty() || t.ended != nil {
 		t.work.Signal()
 	}
 }
 
-// sendFill sends one batch, with mu held except while it does. It reports
+// sendNext sends one batch, with mu held except while it does. It reports
 // whether that succeeded.
-func (c *Conn) sendFill() bool {
+func (c *Conn) sendNext() bool {
 	t := &c.tx
-	batch := t.fill
-	t.fill, t.spare = t.spare, nil
 	t.busy = true
+	begun := time.Now()
+	dry := true
+	if len(t.next.turn) > 0 && t.ended == nil {
+		unsent, amount := t.kernel.bytes(), int(t.amount.Load())
+		if dry = unsent == 0; unsent > amount/2 {
+			t.mu.Unlock()
+			t.kernel.await(amount / 2) // and only then take what has come until then
+			t.mu.Lock()
+		}
+	}
+	b := t.next
+	t.next, t.spare = batch{number: b.number + 1, turn: t.spare}, nil
 	t.room.Broadcast()
 	t.mu.Unlock()
-	err := c.send(batch)
-	for i, b := range batch {
-		b.Free()
-		batch[i] = nil
+	err := c.send(b)
+	if b.size > 0 && err == nil {
+		t.observe(b.size, dry, begun)
 	}
 	if err != nil {
 		c.writeFailed(err)
 	}
 	t.mu.Lock()
-	t.spare = batch[:0]
+	t.spare = b.turn[:0]
 	t.busy = false
 	return err == nil
 }
@@ -262,7 +279,7 @@ func (c *Conn) flushLoop() {
 	defer t.mu.Unlock()
 	defer t.seal.keys.erase()
 	for {
-		for t.busy || len(t.fill) == 0 && t.ended == nil {
+		for t.busy || t.next.empty() && t.ended == nil {
 			t.work.Wait()
 		}
 		if t.ended != nil {
@@ -274,8 +291,8 @@ func (c *Conn) flushLoop() {
 			return
 		case len(t.rest) > 0:
 			c.sendRest()
-		case len(t.fill) > 0:
-			c.sendFill()
+		case !t.next.empty():
+			c.sendNext()
 		case !t.last:
 			c.sendClose()
 		default:
@@ -286,10 +303,13 @@ func (c *Conn) flushLoop() {
 
 // drop frees what will not be sent.
 func (t *transmitter) drop() {
-	for _, b := range t.fill {
+	if t.next.lane != nil {
+		t.next.lane.Free()
+	}
+	for _, b := range t.next.turn {
 		b.Free()
 	}
-	t.fill = nil
+	t.next = batch{}
 }
 
 // sendRest goes on where shut stopped a sender, with mu held except while it
@@ -328,23 +348,48 @@ func (c *Conn) writeFailed(err error) {
 	c.fail(fmt.Errorf("write: %w", err))
 }
 
-// send seals a batch and writes it in one call.
-func (c *Conn) send(batch []*Buffer) error {
+// send seals a batch, which it frees, and writes it in one call.
+func (c *Conn) send(b batch) error {
 	t := &c.tx
 	err := c.writeNow(func(dst []byte) (_ []byte, err error) {
-		for _, b := range batch {
-			generation := t.seal.keys.generation
-			if dst, err = t.seal.data(dst, b.plain[:], b.end); err != nil {
-				return dst, err
-			}
-			t.rekeys.Add(uint64(t.seal.keys.generation - generation))
-			t.records.Add(1)
-			t.bytes.Add(uint64(b.end - recordHeader))
+		if b.lane != nil {
+			dst, err = t.sealData(dst, b.lane)
 		}
-		return dst, nil
+		for i, buf := range b.turn {
+			if err == nil {
+				dst, err = t.sealData(dst, buf)
+			} else {
+				buf.Free()
+			}
+			b.turn[i] = nil
+		}
+		return dst, err
 	})
 	t.taken.Store(t.bytes.Load())
 	return err
+}
+
+// sealData seals the record in b, and frees that.
+func (t *transmitter) sealData(dst []byte, b *Buffer) ([]byte, error) {
+	defer b.Free()
+	generation := t.seal.keys.generation
+	dst, err := t.seal.data(dst, b.plain[:], b.end)
+	if err != nil {
+		return dst, err
+	}
+	t.rekeys.Add(uint64(t.seal.keys.generation - generation))
+	t.records.Add(1)
+	t.bytes.Add(uint64(b.end - recordHeader))
+	return dst, nil
+}
+
+// observe tells the pace of a batch with so many bytes that wait in turn, which
+// was to be sent since a time, when the kernel had nothing or something left.
+// What the wire takes for them is theirs.
+func (t *transmitter) observe(size int, dry bool, begun time.Time) {
+	unsent := int(int64(t.kernel.bytes()) * int64(size) / int64(len(t.out)))
+	t.pace.observe(size, unsent, dry, begun, time.Now())
+	t.amount.Store(int64(t.pace.amount()))
 }
 
 // writeNow puts the records that seal appends on the wire.

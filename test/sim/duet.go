@@ -32,6 +32,8 @@ type voice struct {
 	sung    *atomic.Int64 // what the other has given to Write
 	records int
 	brim    bool
+	mark    session.Mark // of what was queued last
+	marked  bool         // nothing was written behind that
 }
 
 // duet has two ends of a session talk, and checks what a Conn guarantees: who
@@ -143,30 +145,48 @@ func (v *voice) next() int {
 	return session.MaxBody - v.draw.between(0, 100)
 }
 
+// write has the bytes leave in order, whichever way they take.
 func (v *voice) write(p []byte) error {
-	switch v.draw.IntN(4) {
+	ways := 4
+	if !v.marked {
+		ways = 2 // what waits in turn could be overtaken
+	}
+	switch v.draw.IntN(ways) {
 	case 0:
+		v.marked = false
 		_, err := v.conn.Write(p)
 		return err
-	case 1:
-		if len(p) < 4<<10 && v.conn.TryQueue(p) {
-			return nil
-		}
 	case 2:
-		for len(p) > 0 {
-			b := session.NewBuffer()
-			n := copy(b.Body(), p)
-			if err := v.conn.QueueBuffer(b, n); err != nil {
-				return err
+		if len(p) < 4<<10 {
+			if mark, ok := v.conn.TryFirst(p, v.mark, true); ok {
+				v.mark = mark
+				return nil
 			}
-			p = p[n:]
 		}
-		v.conn.Flush()
-		return nil
+	case 3:
+		if len(p) < 4<<10 {
+			defer v.conn.FlushFirst()
+			return v.conn.QueueFirst(p, v.mark)
+		}
 	}
-	err := v.conn.Queue(p)
-	v.conn.Flush()
-	return err
+	defer v.conn.Flush()
+	for len(p) > 0 {
+		b := session.NewBuffer()
+		n := copy(b.Body()[:v.conn.Grain()], p)
+		if err := v.conn.BeginTurn(n); err != nil {
+			b.Free()
+			return err
+		}
+		var err error
+		v.mark, err = v.conn.QueueBuffer(b, n)
+		v.conn.EndTurn()
+		if err != nil {
+			return err
+		}
+		v.marked = true
+		p = p[n:]
+	}
+	return nil
 }
 
 // listen reads and checks until the session ends, and returns how.
