@@ -266,10 +266,11 @@ type quitter struct{ stream *Stream }
 func (q quitter) Read([]byte) (int, error) { panic("not lazy") }
 
 func (q quitter) ReadLazy(take func() [][]byte, drop func()) (n int, err error) {
-	for _, r := range take() {
+	rooms := take()
+	for _, r := range rooms {
 		n += len(r)
 	}
-	if n > maxChunk { // a whole burst
+	if len(rooms) > 1 { // a whole burst
 		q.stream.Reset(ResetApp)
 	}
 	return n, nil

@@ -201,6 +201,19 @@ func TestCloseIsAReset(t *testing.T) {
 	}
 }
 
+// fillWindow writes whole frames until no more than a header fits the window.
+func fillWindow(t *testing.T, s *Stream) {
+	t.Helper()
+	for n := s.link.guard.credit(s.flow); n > frameHeaderLen; n = s.link.guard.credit(s.flow) {
+		if _, err := s.Write(make([]byte, min(n-frameHeaderLen, leastChunk))); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// leastChunk is in one frame on the slowest link, too.
+const leastChunk = 4000
+
 // TestResetWithTheWindowFull: nothing can be written any more, RESET neither.
 func TestResetWithTheWindowFull(t *testing.T) {
 	for _, situation := range []string{"between writes", "in a write"} {
@@ -216,12 +229,7 @@ func TestResetWithTheWindowFull(t *testing.T) {
 				}()
 			} else {
 				a.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
-				// Frames that fill the window, so that none is torn.
-				for n := initialWindow; n > frameHeaderLen; n = a.link.guard.credit(a.flow) {
-					if _, err := a.Write(make([]byte, min(n-frameHeaderLen, a.link.maxData(), 4000))); err != nil {
-						t.Fatal(err)
-					}
-				}
+				fillWindow(t, a)
 				_, err := a.Write([]byte("x"))
 				if !errors.Is(err, os.ErrDeadlineExceeded) || a.Err() != nil {
 					t.Fatalf("Write into a full window: %v, %v", err, a.Err())
@@ -725,12 +733,7 @@ func TestEndThatWaitsInVain(t *testing.T) {
 	p := dialRaw(t, nil)
 	s := p.open(t, toEcho)
 	b := p.accepted(t)
-	// OPENED, and one frame that fills the rest of the window to the byte.
-	frames := (initialWindow - frameHeaderLen - 1) / (frameHeaderLen + maxChunk)
-	room := initialWindow - frameHeaderLen - 1 - (frames+1)*frameHeaderLen
-	if _, err := b.Write(make([]byte, room)); err != nil {
-		t.Fatal(err)
-	}
+	fillWindow(t, b)
 	ended := make(chan error, 1)
 	go func() { ended <- b.CloseWrite() }()
 	eventually(t, "END waits", func() bool {
@@ -812,7 +815,7 @@ func TestNothingFollowsATornFrame(t *testing.T) {
 	g.mu.Unlock()
 	payload := left - part
 	for size := payload; size > 0; {
-		chunk := min(size-frameHeaderLen, maxChunk)
+		chunk := min(size-frameHeaderLen, leastChunk)
 		if rest := size - frameHeaderLen - chunk; rest > 0 && rest <= frameHeaderLen {
 			chunk -= 2 * frameHeaderLen
 		}
