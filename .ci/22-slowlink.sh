@@ -4,4 +4,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 .ci/install iproute2
-CI=true go test -count=1 -timeout 10m -v ./lab/slowlink
+CI=true go test -count=1 -timeout 10m -v ./lab/slowlink -args -check

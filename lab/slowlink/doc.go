@@ -7,6 +7,6 @@
 //
 //	CI=true go test -v -timeout 2h ./lab/slowlink -args -all
 //
-// Without -all, a few cells are measured, and must keep their targets with a
-// margin of 2.
+// With -check instead, a few cells are measured, and must keep their targets
+// with a margin of 2.
 package slowlink
