@@ -137,6 +137,11 @@ func (g *guard) grant(f *flow) {
 	// Grant and FIN must not pass each other: writeMu covers both.
 	g.writeMu.Lock()
 	defer g.writeMu.Unlock()
+	g.grantDue(f)
+}
+
+// grantDue is grant with writeMu held. Somebody has to call FlushFirst.
+func (g *guard) grantDue(f *flow) {
 	if owed := g.widen(f); owed > 0 {
 		g.told(f, owed)
 		g.queue(nil, appendHeader(g.small[:0], yamuxWindowUpdate, 0, f.id, uint32(owed))) // the link's reader sees the error, too
@@ -192,9 +197,10 @@ func (g *guard) told(f *flow, n int) {
 // due reports whether the peer has to be told of a grant.
 func (g *guard) due(f *flow) bool { return g.open(f) && (f.owed > 0 || f.window.due()) }
 
-// open reports whether the peer may still send what it is granted.
+// open reports whether the peer may still send what it is granted. Nothing goes
+// before ACK.
 func (g *guard) open(f *flow) bool {
-	return !f.localFin && !f.remoteFin && !f.ended && !f.dead && g.flows[f.id] == f
+	return (f.outbound || f.acked) && !f.localFin && !f.remoteFin && !f.ended && !f.dead && g.flows[f.id] == f
 }
 
 // endArrived tells the guard that END has come: no grant is due any more.

@@ -392,6 +392,9 @@ func (g *guard) write(p []byte) error {
 		if h.kind == yamuxPing && h.flags == flagSYN {
 			g.pinged.Store(g.bytesOut.Load())
 		}
+		if f != nil && h.flags == flagACK {
+			g.grantDue(f) // what was read before that
+		}
 	}
 	g.writeMu.Unlock()
 	if h.kind == yamuxPing || h.flags != flagSYN {

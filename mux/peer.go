@@ -130,7 +130,9 @@ func (p *peer) reclaim() {
 		if worst == nil {
 			return
 		}
-		worst.(*Stream).Reset(ResetOverloaded)
+		s := worst.(*Stream)
+		s.Reset(ResetOverloaded)
+		s.link.guard.abandon(s.flow) // also if it has ended: else it stays the worst for ever
 		p.mux.refused(LimitMemory)
 	}
 }

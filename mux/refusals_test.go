@@ -1,6 +1,7 @@
 package mux
 
 import (
+	"io"
 	"runtime"
 	"slices"
 	"testing"
@@ -186,5 +187,59 @@ func TestOverdraftIsPaidByItsPeer(t *testing.T) {
 	open(t, honest, "b").Close()
 	if len(b.Violations()) > 0 {
 		t.Error(b.Violations())
+	}
+}
+
+// TestGrantsFollowACK: what the peer may send before it is acknowledged may be so
+// much, of frames without much in them, that a grant is due before that.
+func TestGrantsFollowACK(t *testing.T) {
+	g, w := testGuard()
+	g.account.all.resize(floor, []*account{g.account})
+	play(g, w, in(syn(1)+data(1, floor)))
+	g.freed(g.flows[1], floor)
+	if len(w.out()) != 0 {
+		t.Fatalf("before ACK: %q", w.out())
+	}
+	play(g, w, out(ack(1)))
+	if want := []string{header(yamuxWindowUpdate, flagACK, 1, floor>>10), more(1, floor)}; !slices.Equal(w.out(), want) {
+		t.Errorf("wrote %q, want %q", w.out(), want)
+	}
+}
+
+// TestOverdraftOfAnEndedStream: one that has ended cannot be reset, and is not
+// looked at time and again.
+func TestOverdraftOfAnEndedStream(t *testing.T) {
+	const late = 3 // bytes behind END: less than a frame's header
+	read := make(chan struct{})
+	a := rawResponder(t, nil, func(_ int, l *rawLink) {
+		l.each(func(h yamuxHeader, body []byte) {
+			if h.kind == yamuxData && body[0] == frameOpen {
+				l.answer(h.id, appendEnd(nil, 0))
+				<-read
+				l.write(data(h.id, late))
+			}
+		})
+	})
+	s := open(t, a, "raw")
+	if _, err := io.ReadAll(s); err != nil {
+		t.Fatal(err)
+	}
+	close(read)
+	eventually(t, "it has taken too much", func() bool { _, n := s.link.guard.offender(); return n == late })
+	if err := s.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	p := a.peers["raw"]
+	a.accounts.resize(1, []*account{p.account})
+	if !p.account.over() {
+		t.Fatal("there is room")
+	}
+	done := make(chan struct{})
+	go func() { defer close(done); p.reclaim() }()
+	select {
+	case <-done:
+	case <-time.After(2 * time.Second):
+		a.accounts.resize(1<<30, []*account{p.account})
+		t.Fatal("reclaim goes on and on")
 	}
 }
