@@ -389,7 +389,9 @@ func (t *transmitter) sealData(dst []byte, b *Buffer) ([]byte, error) {
 func (t *transmitter) observe(size int, dry bool, begun time.Time) {
 	unsent := int(int64(t.kernel.bytes()) * int64(size) / int64(len(t.out)))
 	t.pace.observe(size, unsent, dry, begun, time.Now())
-	t.amount.Store(int64(t.pace.amount()))
+	amount := t.pace.amount()
+	t.amount.Store(int64(amount))
+	t.kernel.follow(amount / 2)
 }
 
 // writeNow puts the records that seal appends on the wire.

@@ -58,10 +58,21 @@ func (q *unsentQueue) await(limit int) {
 		return
 	}
 	if limit < q.limit*3/4 || limit > q.limit*5/4 {
-		q.limit = limit
-		q.raw.Control(func(fd uintptr) {
-			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, 2*limit) // it wakes at half of that
-		})
+		q.tell(limit)
 	}
 	q.raw.Write(q.ready) // its error is that of the next Write, too
+}
+
+// follow has the kernel, if it knows a limit, take more where that has grown.
+func (q *unsentQueue) follow(limit int) {
+	if q.limit > 0 && limit > q.limit*5/4 {
+		q.tell(limit)
+	}
+}
+
+func (q *unsentQueue) tell(limit int) {
+	q.limit = limit
+	q.raw.Control(func(fd uintptr) {
+		unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, 2*limit) // it wakes at half of that
+	})
 }

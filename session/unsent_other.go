@@ -11,3 +11,4 @@ type unsentQueue struct{}
 func (*unsentQueue) init(net.Conn) {}
 func (*unsentQueue) bytes() int    { return 0 }
 func (*unsentQueue) await(int)     {}
+func (*unsentQueue) follow(int)    {}
