@@ -187,6 +187,14 @@ func (l *link) close(err error) {
 	l.guard.closeConn()
 }
 
+// discard closes a link that did not run. Its peer may have sent already.
+func (l *link) discard(err error) {
+	l.close(err)
+	l.ys.Close() // its reader has ended
+	l.ended(nil)
+	l.guard.end()
+}
+
 // cause is why the link ended, nil while it lives.
 func (l *link) cause() error {
 	l.mu.Lock()

@@ -230,7 +230,7 @@ func (p *peer) register(l *link) error {
 	defer m.mu.Unlock()
 	if m.closed || m.byKey[l.conn.Peer()] != p {
 		l.end(errNotPeer)
-		go l.close(errNotPeer)
+		go l.discard(errNotPeer)
 		return errNotPeer
 	}
 	if m.draining {

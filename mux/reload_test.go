@@ -196,3 +196,43 @@ func TestLinkOfADrainingNode(t *testing.T) {
 		t.Errorf("drained in %v", took)
 	}
 }
+
+// TestKeyGoesInAHandshake: what came on a link whose key is no peer's any more
+// by the time that it is up does not stay in the peer's account.
+func TestKeyGoesInAHandshake(t *testing.T) {
+	keys := []*session.PrivateKey{newKey(t), newKey(t)}
+	peers := []Peer{{Name: "a", Keys: []session.PublicKey{keys[0].Public()}}}
+	b := newNode(t, newKey(t), peers, nil)
+	p := b.peers["a"]
+	near, far := net.Pipe()
+	accepted := make(chan *session.Conn)
+	go func() {
+		c, err := session.Respond(testContext(t), far, session.Config{Key: b.key, Authorize: func(session.PublicKey) bool { return true }})
+		if err != nil {
+			t.Error(err)
+		}
+		accepted <- c
+	}()
+	conn, err := session.Initiate(testContext(t), near, b.key.Public(), session.Config{Key: keys[0]})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Abort(nil)
+	l, err := newLink(p, <-accepted, far, false, "pipe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Write([]byte(syn(1) + syn(3)))
+	eventually(t, "streams have come", func() bool { return p.account.count() == 2 })
+	peers[0].Keys[0] = keys[1].Public()
+	b.update(t, Config{Session: session.Config{Key: b.key}, Peers: peers})
+	go io.Copy(io.Discard, conn)
+	if err := p.register(l); !errors.Is(err, errNotPeer) {
+		t.Fatal(err)
+	}
+	eventually(t, "the account is empty", func() bool {
+		p.account.all.mu.Lock()
+		defer p.account.all.mu.Unlock()
+		return p.account.streams == 0 && p.account.flows == 0 && p.account.held == 0
+	})
+}
