@@ -1,5 +1,7 @@
 package mux
 
+import "slices"
+
 const (
 	// maxRefused bounds the streams of a peer that were refused and that it has
 	// not ended.
@@ -7,6 +9,10 @@ const (
 
 	// maxRefusals is about how many bytes of answers are written together.
 	maxRefusals = 16 << 10
+
+	// minQueue is how many of those that the peer has reset may wait for an
+	// answer all the same.
+	minQueue = 256
 )
 
 // refusals are the streams that the peer opened and a limit refuses. yamux does
@@ -46,6 +52,9 @@ func (r *refusals) add(syn yamuxHeader, limit Limit) {
 		r.open = make(map[uint32]refusal)
 	}
 	r.open[syn.id] = refusal{memory: limit == LimitMemory, fin: syn.flags&flagFIN != 0}
+	if len(r.queue) > 2*len(r.open)+minQueue {
+		r.queue = slices.DeleteFunc(r.queue, func(id uint32) bool { _, ok := r.open[id]; return !ok })
+	}
 	r.queue = append(r.queue, syn.id)
 }
 

@@ -243,3 +243,28 @@ func TestOverdraftOfAnEndedStream(t *testing.T) {
 		t.Fatal("reclaim goes on and on")
 	}
 }
+
+// TestRefusedAndReset: who resets what is refused, and reads no answers, has
+// this node remember nothing of it.
+func TestRefusedAndReset(t *testing.T) {
+	g, w := refusingGuard()
+	g.synRate, g.rstRate = bucket{rate: 1e9, burst: 1e9}, bucket{rate: 1e9, burst: 1e9}
+	g.writeMu.Lock() // as if the link were full
+	const count = 20_000
+	for id := uint32(3); id < 2*count; id += 2 {
+		if _, err := play(g, w, in(syn(id)+rst(id))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	play(g, w, in(syn(1)+syn(2*count+1)))
+	g.mu.Lock()
+	if n := len(g.refusals.queue); n > count/10 {
+		t.Errorf("%d of %d wait to be answered", n, count)
+	}
+	g.mu.Unlock()
+	g.writeMu.Unlock()
+	settled(t, g)
+	if want := append(answers(1), answers(2*count+1)...); !slices.Equal(w.out(), want) {
+		t.Errorf("wrote %q", w.out())
+	}
+}
