@@ -14,10 +14,12 @@
 // node hold (half-open handshakes, links, streams, unread bytes) is bounded.
 //
 // From the bottom up: guard checks yamux's bytes and carries those of streams
-// (guard.go, inbound.go, window.go), link owns a session and its yamux
-// connection (link.go), which watch.go looks at for liveness.go to say when it
-// has died, Stream speaks frames (frame.go, parser.go) and passes app bytes on:
-// out in splice.go, in by receive.go and queue.go. peer keeps links up (peer.go,
-// dial.go, room.go), acceptor takes links in (accept.go), Mux ties them together
-// (mux.go).
+// (guard.go, inbound.go), within what each peer's account has room for
+// (account.go, window.go, grants.go) and without a stream for those that a limit
+// refuses (refusals.go); link owns a session and its yamux connection (link.go),
+// and ends when it shows no sign of life (liveness.go, watch.go); Stream speaks
+// frames (frame.go, parser.go) and passes app bytes on: out in splice.go, in by
+// receive.go and queue.go. peer keeps links up (peer.go, dial.go, room.go),
+// acceptor takes links in (accept.go), Mux ties them together (mux.go). What
+// leaves first, and how much of it gathers, is session's business.
 package mux
