@@ -582,32 +582,33 @@ func (g *guard) goAway() error {
 	return g.queue(nil, appendHeader(g.small[:0], yamuxGoAway, 0, 0, 0))
 }
 
-// sweep runs every few seconds. It ends streams whose FIN the peer does not
-// answer: yamux is told the FIN that did not come, the peer gets RST.
-func (g *guard) sweep(now time.Time) {
-	var late []*flow
+// late returns the streams whose FIN the peer does not answer.
+func (g *guard) late(now time.Time) (late []*flow) {
 	g.mu.Lock()
+	defer g.mu.Unlock()
 	for _, f := range g.flows {
 		if f.localFin && f.localRST.IsZero() && now.Sub(f.closing) > closeTimeout {
 			late = append(late, f)
 		}
 	}
-	g.mu.Unlock()
-	if len(late) == 0 {
-		return
-	}
+	return late
+}
+
+// giveUp ends late streams: yamux is told the FIN that did not come, the peer
+// gets RST.
+func (g *guard) giveUp(late []*flow) {
 	defer g.conn.FlushFirst()
 	g.writeMu.Lock()
 	defer g.writeMu.Unlock()
 	for _, f := range late {
-		if g.giveUp(f) {
+		if g.endLate(f) {
 			g.queue(f, appendHeader(g.small[:0], yamuxWindowUpdate, flagRST, f.id, 0))
 		}
 	}
 }
 
-// giveUp tells yamux the FIN that a flow waits for in vain, if it still does.
-func (g *guard) giveUp(f *flow) bool {
+// endLate tells yamux the FIN that a flow waits for in vain, if it still does.
+func (g *guard) endLate(f *flow) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.flows[f.id] != f || f.remoteFin {

@@ -532,11 +532,11 @@ func TestGuardGivesUpOnAFIN(t *testing.T) { synctest.Test(t, testGuardGivesUpOnA
 func testGuardGivesUpOnAFIN(t *testing.T) {
 	g, w := testGuard()
 	play(g, w, steps(in(syn(1)), out(ack(1), fin(1))))
-	g.sweep(time.Now())
+	g.giveUp(g.late(time.Now()))
 	if len(w.out()) != 2 {
 		t.Fatalf("gave up at once: %q", w.out())
 	}
-	g.sweep(time.Now().Add(closeTimeout + time.Second))
+	g.giveUp(g.late(time.Now().Add(closeTimeout + time.Second)))
 	if w.out()[len(w.out())-1] != rst(1) {
 		t.Fatalf("wrote %q", w.out())
 	}
@@ -676,7 +676,7 @@ func TestGuardWaitsForLateData(t *testing.T) {
 		g, w := testGuard()
 		play(g, w, steps(in(syn(1)), out(ack(1), fin(1))))
 		time.Sleep(closeTimeout + time.Second)
-		g.sweep(time.Now())
+		g.giveUp(g.late(time.Now()))
 		for i := range 4 { // pings that were sent before lateAfterReset has passed
 			time.Sleep(time.Second)
 			if _, err := play(g, w, steps(out(ping(flagSYN, i)), in(ping(flagACK, i)+data(1, 5)))); err != nil {

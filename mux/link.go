@@ -46,6 +46,7 @@ type link struct {
 	since    time.Time
 	lastRTT  atomic.Int64
 	lived    atomic.Bool // it has carried a pong
+	sweeping atomic.Bool // late streams are being ended
 
 	requests chan *openRequest
 	gone     chan struct{} // closed when no more streams can be opened
@@ -116,7 +117,6 @@ func (l *link) run() {
 	wg.Go(l.accept)
 	wg.Go(l.opener)
 	wg.Go(l.watch)
-	wg.Go(l.sweep)
 	select {
 	case <-l.ys.CloseChan():
 	case <-l.conn.Done():

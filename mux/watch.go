@@ -7,18 +7,15 @@ import (
 
 const sweepTicks = 5
 
-// sweep ends streams whose end the peer does not answer. It may wait for as long
-// as the link is full, so watch does not do it.
+// sweep ends streams whose end the peer does not answer, one sweep at a time.
+// That may wait for as long as the link is full, and watch must not.
 func (l *link) sweep() {
-	timer := time.NewTicker(sweepTicks * l.mux.timing.tick)
-	defer timer.Stop()
-	for {
-		select {
-		case now := <-timer.C:
-			l.guard.sweep(now)
-		case <-l.dead:
-			return
-		}
+	late := l.guard.late(time.Now())
+	if len(late) > 0 && l.sweeping.CompareAndSwap(false, true) {
+		go func() {
+			defer l.sweeping.Store(false)
+			l.guard.giveUp(late)
+		}()
 	}
 }
 
@@ -34,10 +31,13 @@ func (l *link) watch() {
 	wait := draw()
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
-	for {
+	for ticks := 1; ; {
 		next := alive
 		select {
 		case <-timer.C:
+			if ticks++; ticks%sweepTicks == 0 {
+				l.sweep()
+			}
 			if limit := l.mux.config().LinkTimeout; limit != v.limit {
 				v.limit = limit
 				tuneSocket(l.raw, limit)

@@ -295,6 +295,7 @@ func (p *process) close() {
 		p.proxy.Close()
 	}
 	p.mux.Close()
+	p.links.Close() // Serve may not have begun
 }
 
 func (w *world) logger(name string) zerolog.Logger {
