@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -285,6 +286,9 @@ func TestReadRecords(t *testing.T) {
 				if _, err := i.Write(p); err != nil {
 					t.Fatal(err)
 				}
+				for i.tx.sending() { // the flusher, if it has only now begun
+					runtime.Gosched()
+				}
 			}
 			if end == "close" {
 				go i.Close()
@@ -404,4 +408,11 @@ func TestQueueBuffer(t *testing.T) {
 	if got := <-done; !bytes.Equal(got, want) {
 		t.Fatalf("%d bytes of %d", len(got), len(want))
 	}
+}
+
+// sending reports whether something is queued or on its way.
+func (t *transmitter) sending() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.busy || !t.next.empty()
 }
