@@ -72,8 +72,23 @@ func TestDrainWaitsUntilThePeerHasIt(t *testing.T) {
 func TestDrainCountsWhatThePeerLacks(t *testing.T) {
 	t.Parallel()
 	handler, streams := accepted()
-	a, b := slowPair(t, 100<<10, handler)
-	answeredStreams(t, a, streams, 8, 250<<10)
+	a, b, m := pairThrough(t, handler)
+	var answers []*Stream
+	for range 8 {
+		near := open(t, a, "b")
+		near.CloseWrite()
+		far := <-streams
+		if _, err := io.ReadAll(far); err != nil {
+			t.Fatal(err)
+		}
+		answers = append(answers, far)
+	}
+	m.freeze()
+	for _, far := range answers {
+		if err := far.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+	}
 	ctx, cancel := context.WithTimeout(testContext(t), 100*time.Millisecond)
 	defer cancel()
 	begun := time.Now()
