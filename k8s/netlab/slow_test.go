@@ -37,9 +37,18 @@ peers: [{name: db, keys: [%s], address: "` + db4 + `:7423"}]
 listeners: [{forward: "127.0.0.1:9000", to: {peer: db, service: sink}}]
 `
 
+// unhurried is for tests that wait for longer than go test ./... has.
+func unhurried(t *testing.T) {
+	t.Helper()
+	if os.Getenv("CI") == "" {
+		t.Skip("waits for a quarter of a minute: with CI set")
+	}
+}
+
 // An upload that moves at 12 kB/s, with much more queued ahead of each ping than goes through in timeouts.link, does not
 // end its link. .ci/run does this for longer, with the default.
 func TestSlowUpload(t *testing.T) {
+	unhurried(t)
 	netlab.Need(t, "tc")
 	l := newLab(t)
 	sink, app := l.startSlow(t, "sink")
@@ -60,6 +69,7 @@ func TestSlowUpload(t *testing.T) {
 // A link survives an outage of three fifths of timeouts.link, and none that is 5 s longer than that: with the default, 9 s
 // and 20 s.
 func TestOutages(t *testing.T) {
+	unhurried(t)
 	for what, c := range map[string]struct {
 		lasts    time.Duration
 		survives bool
