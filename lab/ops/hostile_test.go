@@ -24,6 +24,7 @@ import (
 // it can of a sidecar's memory, beside an honest peer. That one sees no error,
 // and what is resident stays within limits.memory and a constant.
 func TestHostilePeer(t *testing.T) {
+	unhurried(t)
 	for _, attack := range []struct {
 		name string
 		run  func(h *hostile) string
@@ -37,6 +38,15 @@ func TestHostilePeer(t *testing.T) {
 			beside(t)
 			testHostile(t, attack.run)
 		})
+	}
+}
+
+// unhurried is for tests that keep a machine busy for longer than go test ./...
+// has.
+func unhurried(t *testing.T) {
+	t.Helper()
+	if !lab.Long() && os.Getenv("CI") == "" {
+		t.Skip("ten seconds of a busy machine: with CI set, or SEALANE_LAB=long")
 	}
 }
 

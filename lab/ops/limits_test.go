@@ -38,6 +38,9 @@ func TestSlowReaders(t *testing.T) {
 		{"a crowd", "unix", size(8, 64), size(500, 4000), int64(size(1<<20, 8<<20))},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			if c.network == "unix" || c.memory == 256 {
+				unhurried(t)
+			}
 			beside(t)
 			testSlowReaders(t, c.network, c.memory, c.count, c.push)
 		})
