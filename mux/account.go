@@ -181,7 +181,7 @@ func allowance(held, left int64, proven bool) int {
 	if !proven {
 		free -= all / 8
 	}
-	return int(max(floor, free/4, left/crowd))
+	return int(min(maxWindow, max(floor, free/4, left/crowd))) // an int may have 32 bits
 }
 
 // above is what a flow holds beside the floor, which is its stream's.
