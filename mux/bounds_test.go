@@ -203,6 +203,7 @@ func TestReload(t *testing.T) {
 // TestKeyRotation: the peer lists the next key, the node switches, the peer
 // drops the old one; nothing fails meanwhile.
 func TestKeyRotation(t *testing.T) {
+	t.Parallel()
 	ka, next := newKey(t), newKey(t)
 	kb := newKey(t)
 	both := []Peer{{Name: "a", Keys: []session.PublicKey{ka.Public(), next.Public()}}}

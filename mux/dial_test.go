@@ -205,6 +205,7 @@ func TestPastFailuresAreForgiven(t *testing.T) {
 // TestEachLinkIsRedialedSoon: that links have died before is no reason to wait,
 // if they were of use.
 func TestEachLinkIsRedialedSoon(t *testing.T) {
+	t.Parallel()
 	ka, kb := newKey(t), newKey(t)
 	b := newNode(t, kb, []Peer{{Name: "a", Keys: []session.PublicKey{ka.Public()}}}, func(c *Config) { c.Handler = echo })
 	m := newMiddle(t, b.addr)

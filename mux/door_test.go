@@ -325,6 +325,7 @@ func stallers(ctx context.Context, wg *sync.WaitGroup, n int, b *node) (dialed *
 // TestNewLinksDuringStalledHandshakes: honest set-ups from a fifth network
 // succeed at once.
 func TestNewLinksDuringStalledHandshakes(t *testing.T) {
+	t.Parallel()
 	if raceDetector {
 		t.Skip("what it measures is the time that others leave")
 	}

@@ -485,6 +485,7 @@ func TestGuardNeverStarves(t *testing.T) {
 // TestGrantsAreKept: whatever becomes of the round trip and the budget, the
 // window that the guard holds a peer to is the one that the peer was granted.
 func TestGrantsAreKept(t *testing.T) {
+	t.Parallel()
 	g, w := testGuard()
 	play(g, w, steps(in(syn(1)), out(ack(1))))
 	f := g.flows[1]
@@ -615,6 +616,7 @@ func FuzzGuard(f *testing.F) {
 // TestGuardWakesFirst: yamux learns of an error, by which it shuts down, only
 // after the streams do.
 func TestGuardWakesFirst(t *testing.T) {
+	t.Parallel()
 	for name, use := range map[string]func(g *guard) error{
 		"Read": func(g *guard) error {
 			_, err := g.Read(make([]byte, 4096))

@@ -139,6 +139,7 @@ func pairThrough(t testing.TB, handler func(*Inbound)) (a, b *node, m *middle) {
 // TestLinkDeath: however a link dies, streams end with an error at both ends
 // and never with a clean end, and the next link comes up.
 func TestLinkDeath(t *testing.T) {
+	t.Parallel()
 	for name, kill := range map[string]func(*middle){
 		"RST":    func(m *middle) { m.kill(0) },
 		"FIN":    func(m *middle) { m.kill(-1) },

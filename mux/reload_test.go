@@ -123,6 +123,7 @@ func TestReloadWithTheSameKey(t *testing.T) {
 // TestAddressesComeBack: a peer whose addresses were taken away is dialed again
 // when it has some.
 func TestAddressesComeBack(t *testing.T) {
+	t.Parallel()
 	a, _, m := pairThrough(t, echo)
 	open(t, a, "b").Close()
 	cfg := a.config()

@@ -82,6 +82,7 @@ func dialLinks(t *testing.T, n int, key *session.PrivateKey, to *node) (all []*s
 // TestAGreedyPeerTakesItsOwnLinks: over its share it is refused by a close in
 // record 0, or loses what has been silent for the longest.
 func TestAGreedyPeerTakesItsOwnLinks(t *testing.T) {
+	t.Parallel()
 	greedy, modest, unknown := newKey(t), newKey(t), newKey(t)
 	results := make(chan string, 1000)
 	timing := fastTiming()
@@ -243,6 +244,7 @@ func (l *rawLink) serve(pings int, then func(*rawLink)) {
 // TestViolationsAreRedialedEverLater: a link that breaks a rule comes up first,
 // and is no reason to start over with the waits.
 func TestViolationsAreRedialedEverLater(t *testing.T) {
+	t.Parallel()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
