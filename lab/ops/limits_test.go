@@ -86,7 +86,7 @@ func testSlowReaders(t *testing.T, network string, memory, count int, push int64
 	} else {
 		dir := lab.TempDir(t, "")
 		near = dir + "/near"
-		p.echoes, p.echo = "unix:"+near, "unix:"+serveUnix(t, dir+"/target", target)
+		p.echoes, p.echo = "unix:"+near, "unix:"+serveOn(t, "unix", dir+"/target", target)
 	}
 	p.start(limits, limits)
 	amount := uint32(size(2<<20, 64<<20))
@@ -155,29 +155,6 @@ func abort(c net.Conn) {
 	if t, ok := c.(*net.TCPConn); ok {
 		t.SetLinger(0)
 	}
-}
-
-// serveUnix runs a server on a unix socket until the test ends.
-func serveUnix(t *testing.T, path string, handle func(net.Conn)) string {
-	t.Helper()
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				handle(c)
-			}()
-		}
-	}()
-	return path
 }
 
 // TestDescriptors starves a sidecar of descriptors. What is new is refused,

@@ -239,7 +239,13 @@ services:
 // serve runs a TCP server until the test ends.
 func serve(t *testing.T, handle func(*net.TCPConn)) (address string) {
 	t.Helper()
-	l, err := net.Listen("tcp", lab.Address(t))
+	return serveOn(t, "tcp", lab.Address(t), func(c net.Conn) { handle(c.(*net.TCPConn)) })
+}
+
+// serveOn runs a server until the test ends.
+func serveOn(t *testing.T, network, address string, handle func(net.Conn)) string {
+	t.Helper()
+	l, err := net.Listen(network, address)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -252,7 +258,7 @@ func serve(t *testing.T, handle func(*net.TCPConn)) (address string) {
 			}
 			go func() {
 				defer c.Close()
-				handle(c.(*net.TCPConn))
+				handle(c)
 			}()
 		}
 	}()
